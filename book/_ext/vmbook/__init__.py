@@ -1,0 +1,1 @@
+"""What builds the book's pages, apart from vmlib: a Sphinx extension and its helpers."""
