@@ -1,0 +1,63 @@
+"""The table of engines: which there are, which work here, and how to open one.
+
+Engines are imported when they are opened, so that the book works without Unicorn and on systems
+that have no `/dev/kvm` at all.
+"""
+
+import os
+import platform
+from pathlib import Path
+from types import ModuleType
+
+from vmlib.cpu.engine import EngineStatus, Vm
+from vmlib.errors import BadInput, HostUnavailable
+
+ENGINES = ("unicorn", "kvm")
+
+
+def open_vm(engine: str = "unicorn", ram: int | str = "64K") -> Vm:
+    """Create a VM with `ram` bytes (or ``"64K"``) of guest RAM on an engine."""
+    if engine == "unicorn":
+        vm: Vm = _unicorn().UnicornVm(ram)
+    elif engine == "kvm":
+        vm = _kvm().KvmVm(ram)
+    else:
+        raise BadInput("engine", f"{engine!r} is unknown; there are {' and '.join(ENGINES)}")
+    return vm
+
+
+def probe(engine: str) -> EngineStatus:
+    """Say whether an engine can be opened on this host, and if not, why and what helps."""
+    try:
+        if engine == "unicorn":
+            return EngineStatus(engine, True, f"Unicorn {_unicorn().VERSION}")
+        os.close(_kvm().open_device())
+        return EngineStatus(engine, True, f"Linux {platform.release()} ({_kvm_module()})")
+    except HostUnavailable as error:
+        return EngineStatus(engine, False, "", error.reason, error.fix)
+
+
+def _unicorn() -> ModuleType:
+    try:
+        from vmlib.cpu import unicorn
+    except ImportError as error:
+        raise HostUnavailable(
+            f"Unicorn is not installed ({error.name})", "pip install 'vmlib[emulator]'"
+        ) from error
+    return unicorn
+
+
+def _kvm() -> ModuleType:
+    try:
+        from vmlib.cpu import kvm
+    except (ImportError, AttributeError) as error:
+        raise HostUnavailable(
+            f"this system has no KVM: it is {platform.system()}", "Use engine='unicorn'"
+        ) from error
+    return kvm
+
+
+def _kvm_module() -> str:
+    """Name the module that does the work: on a software-backed one, ring 0 is emulated."""
+    names = (path.name for path in Path("/sys/module").glob("kvm_*"))
+    return ", ".join(sorted(names)) or "kvm built in"

@@ -1,0 +1,67 @@
+"""Guest RAM: one anonymous mapping that the guest, Python and numpy all see.
+
+A VM's memory is ordinary memory of the process that runs it. `GuestRam` allocates it once; an
+engine maps the same pages into the guest by their host virtual address, so nothing is ever
+copied between guest and reader. Guest-physical address 0 is byte 0 of the mapping.
+"""
+
+import contextlib
+import ctypes
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from vmlib.errors import BadInput
+from vmlib.units import PAGE_SIZE, format_size, parse_size
+
+
+class GuestRam:
+    """`size` bytes of guest-physical memory from GPA 0, zeroed."""
+
+    def __init__(self, size: int | str) -> None:
+        self.size = parse_size(size, "ram")
+        if self.size % PAGE_SIZE:
+            raise BadInput("ram", f"must be whole pages of {PAGE_SIZE} bytes, not {self.size}")
+        self._mapping = mmap.mmap(-1, self.size)
+        self.hva = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        """Host virtual address of GPA 0, for the engine that maps these pages."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"GuestRam({format_size(self.size)!r})"
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes themselves, writable, not a copy."""
+        return memoryview(self._mapping)
+
+    @property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The bytes as a numpy array, writable, not a copy."""
+        return np.frombuffer(self._mapping, dtype=np.uint8)
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return a copy of `length` bytes at guest-physical address `gpa`."""
+        self._check(gpa, length)
+        return self._mapping[gpa : gpa + length]
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store `data` at guest-physical address `gpa`; all of it or, if it does not fit, none."""
+        self._check(gpa, len(data))
+        self._mapping[gpa : gpa + len(data)] = data
+
+    def close(self) -> None:
+        """Give the pages back, or leave that to the last numpy view that still uses them."""
+        with contextlib.suppress(BufferError):
+            self._mapping.close()
+
+    def _check(self, gpa: int, length: int) -> None:
+        if self._mapping.closed:
+            raise BadInput("ram", "the VM it belongs to is closed")
+        if gpa < 0 or length < 0 or gpa + length > self.size:
+            raise BadInput(
+                "gpa", f"{gpa:#x}+{length:#x} lies outside guest RAM 0x0..{self.size - 1:#x}"
+            )

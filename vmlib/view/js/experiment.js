@@ -1,0 +1,142 @@
+// The experiment: change an operand, commit a guess, and only then see the answer.
+//
+// Used by a player whose data name a model (`vmView.models`) with inputs, questions to ask, or
+// both. The model computes the whole trace in the browser from the recorded one.
+(() => {
+  "use strict";
+  const vmView = globalThis.vmView;
+  const { h, inline } = vmView;
+  const MODEL_NOTE = "computed in this page by the model";
+
+  // ✓ or ✗ with its word, so that neither shape nor colour stands alone.
+  vmView.mark = (right) => h("span", { class: "vm-mark" },
+    h("span", { "aria-hidden": "true" }, right ? "✓" : "✗"),
+    h("span", { class: "vm-hidden" }, right ? " (right)" : " (not so)"));
+
+  const plain = (text) => String(text).trim().replace(/\s+/g, " ").toLowerCase();
+
+  // Numbers may be written 0x10, 1 000 or 3,5; text is compared without case and outer blanks.
+  vmView.number = (text) => {
+    const tidy = String(text).trim().replace(/[\s_\u2009\u202f]/g, "").replace(/^(-?\d+),(\d+)$/, "$1.$2");
+    return tidy === "" ? NaN : Number(tidy);
+  };
+  vmView.agrees = (guess, truth, tolerance = 0) => typeof truth === "number"
+    ? Math.abs(vmView.number(guess) - truth) <= tolerance
+    : plain(guess) === plain(truth);
+
+  vmView.experiment = (player) => {
+    const { data } = player;
+    const model = data.model ? vmView.models[data.model] : null;
+    if (data.model && !model) throw new Error(`no model is called “${data.model}”`);
+    const inputs = (data.inputs || []).map((input) => ({ ...(model ? model.inputs[input.key] : {}), ...input }));
+    const ask = data.ask || [];
+    if (!inputs.length && !ask.length) return null;
+    const template = vmView.unpack(data.trace);
+    let answers = null, open = false;
+
+    const help = h("p", { class: "vm-help", role: "alert" });
+    const verdict = h("div", { class: "vm-verdict", "aria-live": "polite" });
+    const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
+    const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => reveal(false) }, "show me");
+
+    const knobs = inputs.map((input) => {
+      const id = `${player.name}-in-${input.key}`;
+      const box = h("input", { id, type: "number", inputmode: "numeric", min: input.min,
+        max: input.max, step: 1, value: input.value, autocomplete: "off", oninput: change });
+      return { input, box, field: h("p", { class: "vm-field" }, h("label", { for: id },
+        inline(input.label || input.key)), box) };
+    });
+    const guesses = ask.map((question) => {
+      const id = `${player.name}-ask-${question.key}`;
+      const box = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false",
+        inputmode: question.kind === "number" ? "numeric" : "text", oninput: () => help.replaceChildren() });
+      return { question, box, field: h("p", { class: "vm-field" }, h("label", { for: id },
+        inline(question.question)), box) };
+    });
+    const form = h("form", { class: "vm-experiment", novalidate: true, onsubmit: (event) => {
+      event.preventDefault();
+      reveal(true);
+    } },
+      knobs.length ? h("fieldset", { class: "vm-inputs" }, h("legend", {}, "Try"), knobs.map((k) => k.field)) : null,
+      ask.length ? h("fieldset", { class: "vm-ask" }, h("legend", {}, "Predict"),
+        guesses.map((g) => g.field), h("p", { class: "vm-acts" }, commit, tell)) : null,
+      help, verdict);
+
+    // Say what is wrong with an input and what would be right; null when nothing is.
+    function trouble({ input, box }) {
+      const value = box.value.trim() === "" ? NaN : Number(box.value);
+      const wrong = !Number.isInteger(value) || value < input.min || value > input.max;
+      box.toggleAttribute("aria-invalid", wrong);
+      if (wrong) box.setAttribute("aria-invalid", "true");
+      return wrong ? `${input.label || input.key} must be a whole number from ${input.min} to ${input.max}; ` +
+        "the figure still shows the last one that was." : null;
+    }
+
+    function change() {
+      const said = knobs.map(trouble).find(Boolean);
+      help.textContent = said || "";
+      if (!said) {
+        close();
+        compute(true);
+      }
+    }
+
+    function compute(redraw) {
+      if (!model) return;
+      const values = Object.fromEntries(knobs.map(({ input, box }) => [input.key, Number(box.value)]));
+      const recorded = knobs.every(({ input, box }) => Number(box.value) === Number(input.value));
+      const result = model.run(template, values);
+      answers = result.answers;
+      if (!redraw) return;
+      const trace = recorded ? template
+        : { ...result.trace, computed: `${MODEL_NOTE} “${data.model}”, from a trace of ${template.provenance.engine}` };
+      player.setTrace(trace, data.start || 0);
+    }
+
+    const truth = ({ question }) =>
+      answers && question.key in answers ? answers[question.key] : question.answer;
+
+    // An answer as the reader should see it: a printed text shows its newline.
+    const say = (value) => h("code", {}, typeof value === "number" ? String(value) : vmView.visible(value));
+
+    function close() {
+      open = false;
+      verdict.replaceChildren();
+      player.element.classList.toggle("vm-veiled", ask.length > 0);
+    }
+
+    function reveal(committed) {
+      const bad = knobs.find((knob) => trouble(knob));
+      if (bad) {
+        help.textContent = trouble(bad);
+        return bad.box.focus();
+      }
+      const missing = committed && guesses.find((g) => g.box.value.trim() === "" ||
+        (g.question.kind === "number" && Number.isNaN(vmView.number(g.box.value))));
+      if (missing) {
+        help.textContent = missing.question.kind === "number"
+          ? "Write a number as your guess; any number will do, it only has to be yours."
+          : "Write down your guess first; it only has to be yours.";
+        return missing.box.focus();
+      }
+      help.textContent = "";
+      open = true;
+      player.element.classList.remove("vm-veiled");
+      verdict.replaceChildren(
+        ...guesses.map((guess) => {
+          const right = vmView.agrees(guess.box.value, truth(guess));
+          return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
+            committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
+        }),
+        h("p", { class: "vm-acts" }, h("button", { type: "button", class: "vm-quiet", onclick: () => {
+          player.go(0, "reader");
+          player.play();
+        } }, "watch it from the start")));
+      player.go(player.length - 1, "reader");
+    }
+
+    compute(false);
+    if (ask.length) player.element.classList.add("vm-veiled");
+    return { form, get open() { return open; } };
+  };
+})();

@@ -1,0 +1,281 @@
+// The lanes scene: who runs, and what makes it leave.
+//
+// Four lanes from the guest's user code down to the VMM; time runs to the right by steps. The past
+// is drawn, the present is strong, the future is a row of dots that gives nothing away. Below it
+// the listing with the current line, the registers and the bytes on the serial port.
+(() => {
+  "use strict";
+  const vmView = globalThis.vmView;
+  const { h, s } = vmView;
+  const LANES = ["guest user", "guest kernel", "host kernel", "host user"];
+  const PATTERNS = ["dots", "hatch", "bars", "solid"];
+  const LABELS = [["guest user"], ["guest kernel"], ["host kernel"], ["host user", "(VMM)"]];
+  const EMULATOR = ["emulator", "(in the kernel’s", "place)"];
+  const LANE = 40, GAP = 22, RULER = 26, TOP = 2, BLOCK = 16, LISTING = 16, PORT = 48;
+  const WHOLE = 120; // up to this many steps the strip shows them all
+  const TICKS = {
+    instruction: ["plain", 0.3], entry: ["entry", 0.5], run: ["run", 0.62], exit: ["exit", 1],
+    handled: ["handled", 0.62], return: ["return", 1], device: ["device", 0.62], end: ["end", 1],
+  };
+  const COUNTED = [["instructions", "instruction"], ["VM exits", "exit"],
+    ["finished in the kernel", "handled"], ["returns to user", "return"]];
+
+  // ⏎ for a newline, and Unicode's control pictures for the rest, so that every byte is seen.
+  const visible = (char) => {
+    const code = char.charCodeAt(0);
+    if (char === "\n") return "⏎";
+    if (char === " ") return "␣";
+    if (code === 127) return "␡";
+    return code < 32 ? String.fromCharCode(0x2400 + code) : char;
+  };
+  vmView.visible = (text) => [...String(text)].map(visible).join("");
+
+  let count = 0; // pattern ids must differ between figures
+
+  vmView.scenes.lanes = ({ trace, strip, body, go }) => {
+    const steps = trace.steps;
+    const emulated = trace.provenance.engine === "unicorn";
+    const labels = LABELS.map((lines, i) => (i === 2 && emulated ? EMULATOR : lines));
+    const laneOf = steps.map((step) => Math.max(0, LANES.indexOf(step.where)));
+    const laneTop = (lane) => TOP + lane * LANE + (lane > 1 ? GAP : 0);
+    const laneMid = (lane) => laneTop(lane) + LANE / 2;
+    const floor = TOP + 4 * LANE + GAP;
+    const border = TOP + 2 * LANE + GAP / 2;
+    const id = `vm-lanes-${count++}`;
+    let width = 0, left = 0, pitch = 8, from = 0, shown = steps.length;
+
+    // ---- the strip: fixed parts once, five paths that follow the step ----------------------
+    const pattern = (name, size, ...marks) => s("pattern", { id: `${id}-${name}`, width: size,
+      height: size, patternUnits: "userSpaceOnUse", class: "vm-pattern" }, marks);
+    const defs = s("defs", {},
+      pattern("dots", 4, s("circle", { cx: 1.5, cy: 1.5, r: 1.05 })),
+      pattern("hatch", 4, s("path", { d: "M-1 5 5-1M-1 1 1-1M3 5 5 3" })),
+      pattern("bars", 4, s("path", { d: "M0 1.5h4" })));
+    const band = s("rect", { class: "vm-band", x: 0, height: LANE, rx: 3 });
+    const names = labels.map((lines, lane) => s("text", { class: "vm-lane-name", x: 8 },
+      lines.map((line, i) => s("tspan", { x: 8, class: i ? "vm-lane-sub" : "",
+        y: laneMid(lane) + 4 + (i - (lines.length - 1) / 2) * 11.5 }, line))));
+    const rules = s("path", { class: "vm-rules" });
+    const dashed = s("path", { class: "vm-border" });
+    const gate = s("text", { class: "vm-gate", x: 8, y: border + 3.5 }, "exit ↓ · entry ↑");
+    const past = PATTERNS.map((name) => s("path", { class: `vm-past vm-past-${name}`,
+      fill: name === "solid" ? null : `url(#${id}-${name})` }));
+    const arrows = s("path", { class: "vm-arrows" });
+    const heads = s("path", { class: "vm-heads" });
+    const hair = s("path", { class: "vm-hair" });
+    const now = s("rect", { class: "vm-now", height: BLOCK + 6, rx: 2 });
+    const leap = s("path", { class: "vm-leap" });
+    const tip = s("path", { class: "vm-tip" });
+    const dots = s("path", { class: "vm-dots" });
+    const ticks = s("path", { class: "vm-past-ticks" });
+    const numbers = s("g", { class: "vm-ruler" });
+    const note = s("text", { class: "vm-note" });
+    const svg = s("svg", { class: "vm-lanes", height: floor + RULER, "aria-hidden": "true" },
+      defs, band, rules, dashed, names, gate, past, arrows, heads, hair, dots, ticks, numbers,
+      leap, tip, now, note);
+    svg.addEventListener("click", (event) => {
+      const x = event.clientX - svg.getBoundingClientRect().left;
+      const i = from + Math.floor((x - left) / pitch);
+      if (x >= left && i < from + shown && i < steps.length) go(i);
+    });
+    strip.append(svg);
+
+    function resize(next) {
+      width = next;
+      left = width < 520 ? 92 : 118;
+      const room = width - left - 6;
+      const all = steps.length <= WHOLE && room / steps.length >= 4;
+      shown = all ? steps.length : vmView.clamp(Math.floor(room / 8), 24, 60);
+      pitch = Math.min(14, room / shown);
+      svg.setAttribute("width", width);
+      svg.setAttribute("viewBox", `0 0 ${width} ${floor + RULER}`);
+      band.setAttribute("width", width);
+      rules.setAttribute("d", [0, 1, 2, 3].map((l) => `M${left} ${laneMid(l)}H${width}`).join(""));
+      dashed.setAttribute("d", `M${left} ${border}H${width}`);
+    }
+
+    const columnX = (i) => left + (i - from) * pitch;
+
+    function arrow(i, size) {
+      const crossing = steps[i].state.crossing;
+      if (!crossing) return null;
+      const [a, b] = crossing.map((name) => LANES.indexOf(name));
+      if (a < 0 || b < 0 || a === b) return null;
+      const down = b > a ? 1 : -1;
+      const x = columnX(i) + 0.5 - (pitch > 6 ? 0.5 : 0);
+      const end = laneMid(b) - down * (BLOCK / 2 - 2);
+      return {
+        line: `M${x} ${laneMid(a)}V${end - down * size}`,
+        head: `M${x} ${end}l${-size * 0.62} ${-down * size * 1.3}h${size * 1.24}z`,
+      };
+    }
+
+    function drawStrip(i) {
+      if (!width) return;
+      from = vmView.clamp(i - Math.round(shown * 0.6), 0, Math.max(0, steps.length - shown));
+      const until = Math.min(steps.length, from + shown);
+      const lane = laneOf[i];
+      const parts = ["", "", "", ""];
+      let lines = "", points = "", ahead = "", behind = "";
+      const wide = pitch >= 5 ? pitch - 1.2 : pitch;
+      for (let k = from; k < until; k++) {
+        const x = columnX(k);
+        if (k < i) {
+          parts[laneOf[k]] += `M${x} ${laneMid(laneOf[k]) - BLOCK / 2}h${wide}v${BLOCK}h${-wide}z`;
+          const crossed = arrow(k, 3.2);
+          if (crossed) {
+            lines += crossed.line;
+            points += crossed.head;
+          }
+          behind += `M${x + pitch / 2} ${floor + 3}v4`;
+        } else if (k > i) ahead += `M${x + pitch / 2} ${floor + 5}h0`;
+      }
+      past.forEach((path, l) => path.setAttribute("d", parts[l]));
+      arrows.setAttribute("d", lines);
+      heads.setAttribute("d", points);
+      dots.setAttribute("d", ahead);
+      ticks.setAttribute("d", behind);
+      const leaping = arrow(i, 6);
+      leap.setAttribute("d", leaping ? leaping.line : "");
+      tip.setAttribute("d", leaping ? leaping.head : "");
+      const x = columnX(i), thick = Math.max(5, pitch - 1);
+      now.setAttribute("x", x);
+      now.setAttribute("y", laneMid(lane) - BLOCK / 2 - 3);
+      now.setAttribute("width", thick);
+      hair.setAttribute("d", `M${x + thick / 2} ${TOP}V${floor + 8}`);
+      band.setAttribute("y", laneTop(lane));
+      names.forEach((name, l) => name.classList.toggle("vm-acting", l === lane));
+      drawNumbers(i, until);
+      drawNote(i, x, thick);
+    }
+
+    function drawNumbers(i, until) {
+      const every = [1, 2, 5, 10, 20, 50].find((n) => n * pitch >= 42) || 100;
+      const at = [];
+      for (let k = Math.ceil(from / every) * every; k < until; k += every) {
+        if (Math.abs(k - i) * pitch > 22) at.push(k);
+      }
+      numbers.replaceChildren(...[...at, i].map((k) => s("text", { x: columnX(k) + pitch / 2,
+        y: floor + 22, class: k === i ? "vm-ruler-now" : "" }, String(k))));
+    }
+
+    // Why it left, written into the lane that knows: right of the cursor, where nothing is yet.
+    function drawNote(i, x, thick) {
+      const exit = steps[i].state.exit;
+      note.replaceChildren();
+      if (!exit) return;
+      const need = (text) => text.length * 7.1 + 12;
+      const full = `${exit.reason}  ${exit.detail || ""}`;
+      const right = width - x - thick - 8;
+      const after = need(full) <= right;
+      const before = !after && need(full) <= x - left;
+      const brief = !after && !before;
+      note.setAttribute("y", laneMid(laneOf[i]) + 4);
+      note.setAttribute("x", before || (brief && need(exit.reason) > right) ? x - 8 : x + thick + 8);
+      note.setAttribute("text-anchor",
+        before || (brief && need(exit.reason) > right) ? "end" : "start");
+      note.append(s("tspan", { class: "vm-reason" }, exit.reason));
+      if (!brief && exit.detail) note.append(s("tspan", { dx: 8 }, exit.detail));
+    }
+
+    // ---- the listing, the registers, the port ----------------------------------------------
+    const rows = h("tbody");
+    const listing = h("table", { class: "vm-listing" },
+      h("caption", { class: "vm-hidden" }, "the guest's code; the current line is marked"), rows);
+    const registers = h("dl", { class: "vm-registers" });
+    const reason = h("p", { class: "vm-exit" });
+    const port = h("p", { class: "vm-port" });
+    body.append(h("div", { class: "vm-code", tabindex: "0", role: "region",
+      "aria-label": "the guest's code" }, listing), registers, h("div", { class: "vm-wires" }, reason, port));
+    let codeKey = null, first = -1, lit = null, cells = new Map();
+
+    function drawListing(state) {
+      const code = state.code || [];
+      const size = Math.min(LISTING, code.length);
+      let start = Math.max(0, first);
+      if (state.line >= 0 && (state.line < start + 2 || state.line > start + size - 3)) {
+        start = state.line - Math.floor(size / 2);
+      }
+      start = vmView.clamp(start, 0, code.length - size);
+      if (code !== codeKey || start !== first) {
+        codeKey = code;
+        first = start;
+        rows.replaceChildren(...code.slice(start, start + size).map(([address, bytes, text]) =>
+          h("tr", {}, h("td", { class: "vm-at" }, address), h("td", { class: "vm-bytes" }, bytes),
+            h("td", { class: "vm-text" }, text))));
+      }
+      if (lit) lit.removeAttribute("aria-current");
+      lit = state.line >= 0 ? rows.children[state.line - first] : null;
+      if (lit) lit.setAttribute("aria-current", "true");
+      listing.dataset.line = state.line;
+    }
+
+    function drawRegisters(step) {
+      const fresh = new Set(step.changed.map(([name]) => name));
+      const wanted = step.state.registers || [];
+      if (wanted.length !== cells.size || wanted.some(([name]) => !cells.has(name))) {
+        cells = new Map(wanted.map(([name]) => [name, h("dd", { "data-register": name })]));
+        registers.replaceChildren(...[...cells].map(([name, cell]) =>
+          h("div", {}, h("dt", {}, name), cell)));
+      }
+      for (const [name, value] of wanted) {
+        const cell = cells.get(name);
+        if (cell.textContent !== value) cell.textContent = value;
+        cell.classList.toggle("vm-new", fresh.has(name));
+      }
+    }
+
+    function drawWires(step, i) {
+      const { exit, output = "" } = step.state;
+      const words = exit ? `${exit.reason} ${exit.detail || ""}`.trim() : "";
+      reason.dataset.exit = words;
+      reason.replaceChildren(h("span", { class: "vm-label" }, "exit reason"),
+        exit ? h("code", {}, words) : h("span", { class: "vm-none" }, "none"));
+      const before = i > 0 ? steps[i - 1].state.output || "" : output;
+      const bytes = [...output];
+      const fresh = output.startsWith(before) ? [...before].length : bytes.length;
+      const cut = Math.max(0, bytes.length - PORT);
+      port.dataset.output = output;
+      port.replaceChildren(h("span", { class: "vm-label" }, "serial port"),
+        bytes.length ? h("span", { class: "vm-sent" }, cut ? "…" : "", bytes.slice(cut).map((byte, k) =>
+          h("code", { class: k + cut >= fresh ? "vm-new" : "" }, visible(byte))))
+          : h("span", { class: "vm-none" }, "nothing yet"));
+    }
+
+    // ---- what the frame asks ---------------------------------------------------------------
+    const sums = COUNTED.map(([, event]) => {
+      let sum = 0;
+      return Uint32Array.from(steps, (step) => (sum += step.event === event ? 1 : 0));
+    });
+
+    return {
+      resize,
+      show(i) {
+        const step = steps[i];
+        const crossing = step.state.crossing;
+        svg.dataset.lane = step.where;
+        svg.dataset.crossing = crossing ? crossing.join(">") : "";
+        drawStrip(i);
+        drawListing(step.state);
+        drawRegisters(step);
+        drawWires(step, i);
+      },
+      name: (step) => (labels[LANES.indexOf(step.where)] || [step.where]).join(" "),
+      value: (text) => [...text].map((c) => (c === " " ? c : visible(c))).join("") || "nothing",
+      tick(step) {
+        const [kind, height] = TICKS[step.event] || TICKS.instruction;
+        return { kind, height };
+      },
+      tally: (i) => COUNTED.map(([name], k) => [name, sums[k][i]])
+        .filter(([, value], k) => value || sums[k][steps.length - 1]),
+      columns: ["instruction", "registers", "exit reason", "serial port"],
+      cells({ state }) {
+        const line = state.line >= 0 && state.code[state.line];
+        return [line ? `${line[0]} ${line[2]}` : "",
+          (state.registers || []).map((pair) => pair.join(" ")).join(", "),
+          state.exit ? `${state.exit.reason} ${state.exit.detail || ""}`.trim() : "",
+          vmView.visible(state.output || "")];
+      },
+    };
+  };
+})();
