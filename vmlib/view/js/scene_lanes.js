@@ -102,7 +102,8 @@
       const [a, b] = crossing.map((name) => LANES.indexOf(name));
       if (a < 0 || b < 0 || a === b) return null;
       const down = b > a ? 1 : -1;
-      const x = columnX(i) + 0.5 - (pitch > 6 ? 0.5 : 0);
+      // An exit arrives with its step; an entry or a call leaves after it.
+      const x = columnX(crossing[0] === steps[i].where ? i + 1 : i) - 0.5;
       const end = laneMid(b) - down * (BLOCK / 2 - 2);
       return {
         line: `M${x} ${laneMid(a)}V${end - down * size}`,
