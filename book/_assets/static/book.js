@@ -8,6 +8,7 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") 
   var opened = [];
   addEventListener("beforeprint", function () {
     document.querySelectorAll("article details:not([open])").forEach(function (box) {
+      if (box.closest(".vm-predict")) return; // their answers stand at the end of the page
       box.open = true;
       opened.push(box);
     });

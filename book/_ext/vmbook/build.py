@@ -33,6 +33,8 @@ def prepare_kernels(root: Path) -> None:
 def build(root: Path, verbose: bool = False) -> int:
     """Build the book at `root` into its ``_build/html``; return 0 where nothing was wrong."""
     prepare_kernels(root)
+    # Beside JupyterLab, jsonschema would compile a grammar of web addresses for three seconds.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from jupyter_book.sphinx import build_sphinx
 
     out = root / "_build/html"
@@ -61,7 +63,9 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what Sphinx says")
     arguments = parser.parse_args()
     start = time.monotonic()
-    print("Building the book (its code runs on the first build: about a minute) …", flush=True)
+    first = not (records.ROOT / "_build/html/search.html").is_file()
+    print("Building the book" + (", running its code: about a minute" if first else "") + " …")
+    sys.stdout.flush()
     code = build(records.ROOT, arguments.verbose or bool(os.environ.get("VERBOSE")))
     took = time.monotonic() - start
     if code:

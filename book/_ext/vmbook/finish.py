@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vmbook import badges, figures, icons
+from vmbook import badges, figures, icons, predict
 
 PLAYER_CHECKS = re.compile(r'(<span class="vm-checks" data-checks="([^"]*)">)\s*(</span>)')
 UNUSED = (
@@ -45,6 +45,7 @@ def finish(app: Any, html: str, page: str) -> str:
     """Return a rendered page as it is to be written."""
     to_static = "../" * page.count("/") + "_static/"
     html = fill_checks(html, page)
+    html = predict.add_verdicts(html)
     html = icons.replace(html)
     return figures.add_assets(app, html, to_static)
 

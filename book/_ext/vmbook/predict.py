@@ -1,10 +1,12 @@
 """``{predict} ID``: a question whose answer stays closed until the reader has committed.
 
 The body is YAML: question, options (or unit), answer, because, often, jump. The HTML is made by
-`vmlib.view`, the same as for `Predict(…)` in a code cell.
+`vmlib.view`, the same as for `Predict(…)` in a code cell. On paper nothing can be opened, so a
+page's verdicts are collected in a section at its end that only print shows.
 """
 
-import inspect
+import json
+import re
 from typing import Any
 
 import yaml
@@ -14,14 +16,37 @@ from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
 
+DATA = re.compile(
+    r'<section class="vm-predict"[^>]*>\s*'
+    r'<script type="application/json" class="vm-data">(.*?)</script>',
+    re.DOTALL,
+)
+ASKED = ("options", "unit", "answer", "because", "tolerance", "often", "jump")
+
 
 def html(identifier: str, fields: dict[str, Any]) -> str:
-    """Return the predict's HTML; TypeError or ValueError where fields are wrong or missing."""
-    from vmlib.view import predict
+    """Return the predict's HTML; an error where fields are wrong or missing."""
+    from vmlib.view import predict_html
 
-    make = predict.predict_html
-    inspect.signature(make).bind(identifier, **fields)
-    return str(make(identifier, **fields))
+    return str(predict_html(identifier, **fields))
+
+
+def add_verdicts(page: str) -> str:
+    """Add the verdicts of a page's predictions at the end of its article, for print."""
+    found = [json.loads(text) for text in DATA.findall(page)]
+    if not found:
+        return page
+    from vmlib.view import verdict_html
+
+    verdicts = "".join(
+        verdict_html(
+            data["id"], data["question"], **{name: data[name] for name in ASKED if name in data}
+        )
+        for data in found
+    )
+    section = f'<section class="vm-print"><h2>What you predicted</h2>{verdicts}</section>'
+    head, close, tail = page.rpartition("</article>")
+    return head + section + close + tail
 
 
 class PredictDirective(SphinxDirective):
@@ -37,7 +62,7 @@ class PredictDirective(SphinxDirective):
             if not isinstance(fields, dict):
                 raise ValueError("its body is not a YAML mapping")
             text = html(self.arguments[0], fields)
-        except (yaml.YAMLError, TypeError, ValueError, ImportError, AttributeError) as error:
+        except Exception as error:  # whatever is wrong with it, say so and build on
             logger.warning(
                 f"predict {self.arguments[0]!r}: {error}",
                 location=self.get_location(),

@@ -157,8 +157,15 @@ def fill(app: Any, doctree: nodes.document, docname: str) -> None:
         node.replace_self(nodes.raw("", status_html(app), format="html"))
 
 
+def note_reading(app: Any, env: Any, docnames: list[str]) -> None:
+    """Remember whether this build reads any page."""
+    app.vmbook_reads = bool(docnames)
+
+
 def rewrite(app: Any, env: Any) -> list[str]:
     """Have the status page written again whenever any page was read."""
+    if not app.vmbook_reads:
+        return []
     return [name for name, data in env.metadata.items() if data.get("vmbook_status")]
 
 
@@ -167,4 +174,5 @@ def setup(app: Any) -> None:
     app.add_node(status_place)
     app.add_directive("status", StatusDirective)
     app.connect("doctree-resolved", fill)
+    app.connect("env-before-read-docs", note_reading)
     app.connect("env-updated", rewrite)
