@@ -20,7 +20,7 @@ from vmlib.trace import Provenance, Recorder, Trace
 COM1 = 0x3F8
 LOAD_ADDRESS = 0x1000
 DEFAULT_BUDGET = "2s"
-SHOWN_REGISTERS = ("AX", "DX", "SP", "IP", "ZF")
+SHOWN_REGISTERS = ("AX", "DX", "SP", "IP")
 
 GUEST, KERNEL, VMM = "guest kernel", "host kernel", "host user"
 _CONTINUES = (IoOut, IoIn)

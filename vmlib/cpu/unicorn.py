@@ -122,7 +122,7 @@ class UnicornVcpu:
         self._exit: Exit | None = None
         self._vector: int | None = None
         self._answer: bytes | None = None
-        self._string_target: int | None = None
+        self._string_input = False
         self._kicked = threading.Event()
         self._running = False
         self._thread = 0
@@ -198,8 +198,7 @@ class UnicornVcpu:
     def registers(self) -> Registers:
         """The registers now."""
         self._open()
-        if self._answer is not None:
-            self._finish_in(self._answer)
+        self._finish_in()
         return Registers(**{name: self._uc.reg_read(where) for name, where in _REGISTERS.items()})
 
     def close(self) -> None:
@@ -221,7 +220,8 @@ class UnicornVcpu:
             return BudgetSpent(str(self._budget))
         if isinstance(self._exit, IoIn):
             undriven = b"\xff" * self._exit.size  # a bus that nobody drives floats high
-            self._finish_in(self._answer or undriven)
+            self._answer = self._answer or undriven
+            self._finish_in()
         self._exit = None
         with self._watchdog or contextlib.nullcontext():
             while True:
@@ -262,19 +262,18 @@ class UnicornVcpu:
             return self._interrupted()
         return self._halted(count)
 
-    def _finish_in(self, answer: bytes) -> None:
-        """Put the device's answer where the IN or INS that asked for it wants it.
+    def _finish_in(self) -> None:
+        """Put the device's answer into AL, AX or EAX: the emulator has moved on with a zero there.
 
-        The emulator has already moved on with a zero in its place.
+        An INS has not moved on. It runs again and takes the answer in `_on_in`.
         """
-        self._answer = self._exit = None
-        if self._string_target is not None:
-            if self._string_target + len(answer) <= self._ram.size:
-                self._ram.write(self._string_target, answer)
+        if self._answer is None or self._string_input:
             return
-        keep = -1 << 8 * len(answer)  # AL, AX or EAX; the bits above stay
+        keep = -1 << 8 * len(self._answer)
         eax = self._uc.reg_read(x86.UC_X86_REG_EAX) & keep & 0xFFFFFFFF
-        self._uc.reg_write(x86.UC_X86_REG_EAX, eax | int.from_bytes(answer, "little"))
+        eax |= int.from_bytes(self._answer, "little")
+        self._uc.reg_write(x86.UC_X86_REG_EAX, eax)
+        self._answer = self._exit = None
 
     def _halted(self, count: int) -> Exit | None:
         """Unicorn returns from HLT and from a used-up count alike: look at what it executed."""
@@ -298,13 +297,16 @@ class UnicornVcpu:
         self._forget_fault(vector)
         _, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_IDTR)
         wanted = vector
-        if 4 * vector + 3 > limit:
+        entry_size = 8 if self._uc.reg_read(x86.UC_X86_REG_CR0) & 1 else 4
+        if entry_size * (vector + 1) - 1 > limit:
             wanted = _DOUBLE_FAULT
-            if 4 * wanted + 3 > limit:
+            if entry_size * (wanted + 1) - 1 > limit:
                 return Shutdown(
                     f"vector {vector} lies outside the interrupt table (limit {limit:#x}), and so "
                     f"does the double fault: triple fault at {self._linear_ip():#x}"
                 )
+        if entry_size == 8:
+            return EngineFailure("this engine delivers events in real mode only, so far")
         flags = self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & 0xFFFF
         cs = self._uc.reg_read(x86.UC_X86_REG_CS)
         ip = self._uc.reg_read(x86.UC_X86_REG_EIP) & 0xFFFF
@@ -357,13 +359,13 @@ class UnicornVcpu:
         engine.emu_stop()
 
     def _on_in(self, engine: Any, port: int, size: int, _: object) -> int:
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            return int.from_bytes(answer, "little")
         self._exit = IoIn(port, size)
-        self._string_target = None
         at = self._linear_ip()
         code = self._ram.read(at, min(15, self._ram.size - at)).lstrip(_PREFIXES)
-        if code[:1] in _INS:
-            di = self._uc.reg_read(x86.UC_X86_REG_DI)
-            self._string_target = (self._uc.reg_read(x86.UC_X86_REG_ES) << 4) + di
+        self._string_input = code[:1] in _INS
         engine.emu_stop()
         return 0
 

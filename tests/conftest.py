@@ -1,0 +1,74 @@
+"""What all tests share: outside tools, check records, and the counting of skips."""
+
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from checking import Checker
+
+from vmlib.cpu import probe
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIRE_ALL = os.environ.get("VMLIB_REQUIRE") == "all"
+
+
+def _why_missing(tool: str) -> str:
+    """Return why an outside tool cannot be used here, or an empty string."""
+    if tool in ("kvm", "unicorn"):
+        status = probe(tool)
+        return "" if status.usable else status.reason
+    return "" if shutil.which(tool) else f"{tool} is not installed"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-checks", action="store_true", help="write checks/ROOM/ID.json anew")
+    parser.addoption("--soak", action="store_true", help="run the long counts too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "soak: a long count; runs only with --soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="a long count: make soak runs it"))
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        for tool in marker.args:
+            if why := _why_missing(tool):
+                if REQUIRE_ALL:
+                    pytest.fail(f"VMLIB_REQUIRE=all, but {why}", pytrace=False)
+                pytest.skip(f"outside check not run: {why}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if "outside check" in reason:
+            reasons[reason.removeprefix("Skipped: ")] += 1
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} x {reason}")
+
+
+@pytest.fixture
+def check(request):
+    """Hold ours against a real system and keep a record: see `checking.Checker`."""
+    test = request.node.nodeid.split("[")[0]
+    return Checker(test, request.config.getoption("--write-checks"))
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The project's folder."""
+    return ROOT

@@ -1,0 +1,287 @@
+"""Both engines, asked the same things: exits, budgets, kicks, and guests that behave badly."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from vmlib.cpu import (
+    Budget,
+    BudgetSpent,
+    Halt,
+    IoIn,
+    IoOut,
+    Kicked,
+    Mmio,
+    Shutdown,
+    open_vm,
+    probe,
+)
+from vmlib.errors import BadInput, HostUnavailable, Unsupported
+
+BOTH = [
+    pytest.param("unicorn", marks=pytest.mark.needs("unicorn")),
+    pytest.param("kvm", marks=pytest.mark.needs("kvm")),
+]
+LOOP = "eb fe"  # jmp to itself
+
+
+@pytest.fixture(params=BOTH)
+def start(request):
+    """Start the bytes written in hex on an engine; everything is closed in the end."""
+    opened = []
+
+    def start(code, ram="64K", budget="2s", at=0x1000):
+        vm = open_vm(request.param, ram)
+        opened.append(vm)
+        vm.ram.write(at, bytes.fromhex(code))
+        vcpu = vm.vcpu()
+        vcpu.start_real_mode(at)
+        vcpu.set_budget(Budget.parse(budget))
+        vcpu.vm = vm if hasattr(vcpu, "__dict__") else None
+        return vcpu
+
+    start.engine = request.param
+    yield start
+    for vm in opened:
+        vm.close()
+
+
+def test_out_stops_at_once(start):
+    """out; inc bx three times; hlt: at the exit BX is still 0."""
+    vcpu = start("e6 10 43 43 43 f4")
+    assert vcpu.run() == IoOut(0x10, 1, b"\0")
+    assert vcpu.registers().rbx == 0
+    assert vcpu.registers().rip == 0x1002
+    assert vcpu.run() == Halt()
+    assert vcpu.registers().rbx == 3
+
+
+def test_wide_out(start):
+    """mov eax, 0x12345678; mov dx, 0x510; out dx, eax; out dx, ax; hlt."""
+    vcpu = start("66 b8 78 56 34 12 ba 10 05 66 ef ef f4")
+    assert vcpu.run() == IoOut(0x510, 4, bytes.fromhex("78563412"))
+    assert vcpu.run() == IoOut(0x510, 2, bytes.fromhex("7856"))
+    assert vcpu.run() == Halt()
+
+
+def test_in_finishes_on_reentry(start):
+    """mov ax, 0x1122; in al, 0x60; out 0x61, al; hlt: AH stays."""
+    vcpu = start("b8 22 11 e4 60 e6 61 f4")
+    assert vcpu.run() == IoIn(0x60, 1)
+    vcpu.complete(b"\x5a")
+    assert vcpu.run() == IoOut(0x61, 1, b"\x5a")
+    assert vcpu.registers().rax == 0x115A
+    assert vcpu.run() == Halt()
+
+
+def test_registers_show_an_answered_in(start):
+    vcpu = start("e4 60 f4")
+    vcpu.run()
+    vcpu.complete(b"\x42")
+    assert vcpu.registers().rax & 0xFF == 0x42
+    assert vcpu.run() == Halt()
+    assert vcpu.registers().rax & 0xFF == 0x42
+
+
+def test_in_that_nobody_answers_reads_ones(start):
+    vcpu = start("e5 60 e7 61 f4")
+    assert vcpu.run() == IoIn(0x60, 2)
+    assert vcpu.run() == IoOut(0x61, 2, b"\xff\xff")
+
+
+def test_string_input(start):
+    """mov di, 0x2000; mov dx, 0x60; insb; out 0x61, al; hlt."""
+    vcpu = start("bf 00 20 ba 60 00 6c e6 61 f4")
+    assert vcpu.run() == IoIn(0x60, 1)
+    vcpu.complete(b"Q")
+    assert isinstance(vcpu.run(), IoOut)
+    assert vcpu.vm.ram.read(0x2000, 2) == b"Q\0"
+    assert vcpu.registers().rdi == 0x2001
+
+
+def test_complete_is_checked(start):
+    vcpu = start("e5 60 f4")
+    with pytest.raises(BadInput, match=r"no IN .*is waiting"):
+        vcpu.complete(b"\0")
+    vcpu.run()
+    with pytest.raises(BadInput, match=r"reads 2 byte\(s\), not 1"):
+        vcpu.complete(b"\0")
+
+
+def test_a_time_budget_ends_a_loop(start):
+    vcpu = start(LOOP, budget="100ms")
+    began = time.monotonic()
+    assert vcpu.run() == BudgetSpent("0.1 s")
+    assert time.monotonic() - began < 5
+    assert vcpu.run() == BudgetSpent("0.1 s"), "spent is spent"
+    vcpu.set_budget(Budget(seconds=0.05))
+    assert isinstance(vcpu.run(), BudgetSpent)
+
+
+def test_a_budget_counts_only_time_inside(start):
+    vcpu = start("e6 10 f4", budget="200ms")
+    vcpu.run()
+    time.sleep(0.4)
+    assert vcpu.run() == Halt()
+
+
+def test_an_instruction_budget(start):
+    if start.engine == "kvm":
+        with pytest.raises(Unsupported, match="counts no instructions"):
+            start("90 f4", budget="10i")
+        return
+    vcpu = start("43 43 43 43 43 f4", budget="3i")  # inc bx, five times
+    assert vcpu.run() == BudgetSpent("3 instructions")
+    assert vcpu.registers().rbx == 3
+    vcpu.set_budget(Budget(instructions=3))
+    assert vcpu.run() == Halt()
+
+
+def test_instruction_budget_goes_on_over_exits():
+    with open_vm("unicorn") as vm:
+        vm.ram.write(0, bytes.fromhex("e6 10 eb fc"))  # out; jmp back
+        vcpu = vm.vcpu()
+        vcpu.set_budget(Budget(instructions=9))
+        exits = []
+        while not exits or not isinstance(exits[-1], BudgetSpent):
+            exits.append(vcpu.run())
+        assert len(exits) == 6, "nine instructions are five OUTs and four jumps"
+
+
+def test_kick_from_another_thread(start):
+    vcpu = start(LOOP, budget=None)
+    threading.Timer(0.05, vcpu.kick).start()
+    assert vcpu.run() == Kicked()
+
+
+def test_kick_before_run_is_not_lost(start):
+    vcpu = start(LOOP)
+    vcpu.kick()
+    assert vcpu.run() == Kicked()
+
+
+def test_a_write_outside_ram(start):
+    """mov ax, 0xf000; mov ds, ax; mov [0], al; hlt, with 64 KiB of RAM: GPA 0xf0000."""
+    vcpu = start("b8 00 f0 8e d8 a2 00 00 f4")
+    assert vcpu.run() == Mmio(0xF0000, 1, b"\0")
+
+
+def test_a_read_outside_ram(start):
+    vcpu = start("b8 00 f0 8e d8 a0 34 12 f4")
+    assert vcpu.run() == Mmio(0xF1234, 1, None)
+
+
+def test_mmio_can_be_resumed_where_the_engine_can(start):
+    vcpu = start("b8 00 f0 8e d8 a0 34 12 e6 10 f4")
+    vcpu.run()
+    if start.engine == "unicorn":
+        with pytest.raises(Unsupported, match="MMIO"):
+            vcpu.run()
+        return
+    vcpu.complete(b"\x77")
+    assert vcpu.run() == IoOut(0x10, 1, b"\x77")
+
+
+@pytest.mark.parametrize("fault", ["0f 0b", "31 d2 f7 f2"], ids=["ud2", "div"])
+def test_triple_fault(start, fault):
+    """lidt with limit 0, protected mode, a fault: neither it nor the double fault has a gate."""
+    last = start("0f 01 1e 00 20  0f 20 c0 0c 01 0f 22 c0 " + fault).run()
+    assert isinstance(last, Shutdown), last
+    assert "triple fault" in last.why
+    assert "limit 0x0" in last.why
+
+
+@pytest.mark.needs("unicorn")
+def test_faults_and_int_go_through_the_vector_table():
+    """Three divisions by zero, each skipped by the handler, and an INT 0x21."""
+    code = bytes.fromhex(
+        "c7 06 00 00 00 11"  # mov word [0], 0x1100: #DE
+        "c7 06 84 00 10 11"  # mov word [0x84], 0x1110: INT 0x21
+        "31 d2 f7 f2 f7 f2 f7 f2 cd 21 f4"
+    )
+    with open_vm() as vm:
+        vm.ram.write(0x1000, code)
+        vm.ram.write(0x1100, bytes.fromhex("41 89 e5 83 46 00 02 cf"))  # inc cx; skip; iret
+        vm.ram.write(0x1110, bytes.fromhex("83 c1 10 cf"))  # add cx, 16; iret
+        vcpu = vm.vcpu()
+        vcpu.start_real_mode(0x1000)
+        vcpu.set_budget(Budget(seconds=2))
+        assert vcpu.run() == Halt()
+        assert vcpu.registers().rcx == 0x13
+        assert vcpu.registers().rsp == 0x0F00
+
+
+def test_single_steps(start):
+    vcpu = start("40 e6 10 40 f4")
+    assert vcpu.step() is None
+    assert vcpu.registers().rax == 1
+    assert vcpu.step() == IoOut(0x10, 1, b"\1")
+    assert vcpu.step() is None
+    assert vcpu.registers().rax == 2
+    assert vcpu.step() == Halt()
+
+
+def test_a_closed_vcpu_says_so(start):
+    vcpu = start("f4")
+    vcpu.close()
+    vcpu.close()
+    for ask in (vcpu.run, vcpu.step, vcpu.registers):
+        with pytest.raises(BadInput, match="closed"):
+            ask()
+
+
+def test_many_vms_leave_nothing_behind(start):
+    def used():
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = used()
+    for _ in range(50):
+        with open_vm(start.engine) as vm:
+            vm.ram.write(0, b"\xf4")
+            vcpu = vm.vcpu()
+            vcpu.set_budget(Budget(seconds=1))
+            assert vcpu.run() == Halt()
+    assert used() == before
+
+
+def test_real_mode_offsets_are_16_bits(start):
+    with pytest.raises(BadInput, match="16-bit"):
+        start("f4").start_real_mode(0x10000)
+
+
+def test_unknown_engine():
+    with pytest.raises(BadInput, match="engine: 'bochs' is unknown"):
+        open_vm("bochs")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (FileNotFoundError(), "does not exist"),
+        (PermissionError(), "may not be opened"),
+        (OSError(19, "No such device"), "No such device"),
+    ],
+)
+def test_no_dev_kvm_is_explained(monkeypatch, error, says):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("vmlib.cpu.kvm.os.open", refuse)
+    with pytest.raises(HostUnavailable, match=says) as caught:
+        open_vm("kvm")
+    assert "engine='unicorn'" in caught.value.fix
+    assert not probe("kvm").usable
+
+
+@pytest.mark.parametrize("text", ["", "2", "2h", "-1s", "0s", "0i", "1e400s", "nan"])
+def test_bad_budgets(text):
+    with pytest.raises(BadInput, match="budget"):
+        Budget.parse(text)
+
+
+def test_budgets():
+    assert Budget.parse("500ms") == Budget(seconds=0.5)
+    assert Budget.parse("1e6i") == Budget(instructions=1_000_000)
+    assert str(Budget()) == "no limit"
