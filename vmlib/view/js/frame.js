@@ -56,6 +56,8 @@
     const changed = h("ul", { class: "vm-changed", "aria-label": "what changed" });
     const panel = h("div", { class: "vm-panel" },
       h("p", { class: "vm-step" }, number, where), sentence, changed);
+    const aside = h("div", { class: "vm-aside" });
+    panel.append(aside);
     const strip = h("div", { class: "vm-strip" });
     const body = h("div", { class: "vm-body" });
 
@@ -107,7 +109,8 @@
       range.max = trace.steps.length - 1;
       strip.replaceChildren();
       body.replaceChildren();
-      scene = vmView.scenes[trace.kind]({ trace, strip, body, go: (i) => player.go(i, "reader") });
+      aside.replaceChildren();
+      scene = vmView.scenes[trace.kind]({ trace, strip, body, aside, go: (i) => player.go(i, "reader") });
       rows = marked = null;
       holder.replaceChildren();
       if (details.open) table();
@@ -127,24 +130,30 @@
     const tickX = (i) =>
       INSET + (trace.steps.length > 1 ? (i / (trace.steps.length - 1)) * (width - 2 * INSET) : 0);
 
-    // One path per kind of event; steps that fall on the same pixel share a tick.
+    // One path per kind of event. Where steps outnumber pixels they share a tick, the taller the
+    // larger the share of its kind.
     function drawTicks() {
+      const crowded = trace.steps.length > width;
       const kinds = new Map();
-      const plain = new Set();
-      for (let i = 0; i < trace.steps.length; i++) {
-        const { kind, height } = scene.tick(trace.steps[i]);
-        const x = Math.round(tickX(i)) + 0.5;
-        if (!kinds.has(kind)) kinds.set(kind, { height, at: new Set() });
-        kinds.get(kind).at.add(x);
-        plain.add(x);
-      }
+      const sharing = new Map();
+      trace.steps.forEach((step, i) => {
+        const { kind, height } = scene.tick(step);
+        const x = (crowded ? Math.floor(tickX(i) / 3) * 3 : Math.round(tickX(i))) + 0.5;
+        if (!kinds.has(kind)) kinds.set(kind, { height, at: new Map() });
+        const { at } = kinds.get(kind);
+        at.set(x, (at.get(x) || 0) + 1);
+        sharing.set(x, (sharing.get(x) || 0) + 1);
+      });
       const path = (name, height, at) => s("path", { class: `vm-tick vm-tick-${name}`,
-        d: [...at].map((x) => `M${x} ${TALL + 3}v${-Math.round(height * TALL)}`).join("") });
+        d: [...at].map(([x, n]) => {
+          const share = crowded ? Math.sqrt(n / sharing.get(x)) : 1;
+          return `M${x} ${TALL + 3}v${-Math.max(3, Math.round(height * share * TALL))}`;
+        }).join("") });
       cursor = s("path", { class: "vm-cursor", d: `M0 0V${TALL + 6}` });
       ticks.setAttribute("width", width);
       ticks.replaceChildren(
         s("g", { class: "vm-kinds" }, [...kinds].map(([name, k]) => path(name, k.height, k.at))),
-        path("veiled", 0.3, plain),
+        path("veiled", 0.3, sharing),
         cursor,
       );
     }
@@ -167,6 +176,7 @@
       if (cursor) cursor.setAttribute("transform", `translate(${tickX(i)} 0)`);
       const tally = scene.tally(i).map(([name, value]) =>
         h("span", {}, `${name} `, h("b", {}, String(value))));
+      counters.hidden = !tally.length;
       counters.replaceChildren(h("span", { class: "vm-sofar" }, i === last ? "in all" : "so far"),
         ...tally);
       scene.show(i);

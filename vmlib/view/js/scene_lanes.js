@@ -9,16 +9,22 @@
   const { h, s } = vmView;
   const LANES = ["guest user", "guest kernel", "host kernel", "host user"];
   const PATTERNS = ["dots", "hatch", "bars", "solid"];
-  const LABELS = [["guest user"], ["guest kernel"], ["host kernel"], ["host user", "(VMM)"]];
-  const EMULATOR = ["emulator", "(in the kernel’s", "place)"];
-  const LANE = 40, GAP = 22, RULER = 26, TOP = 2, BLOCK = 16, LISTING = 16, PORT = 48;
+  const LABELS = ["guest user", "guest kernel", "host kernel", "host user|(VMM)"];
+  const EMULATOR = "emulator|(in the kernel's|place)";
+  const LANE = 40, GAP = 22, RULER = 26, TOP = 2, BLOCK = 16, LISTING = 16, PORT = 24;
   const WHOLE = 120; // up to this many steps the strip shows them all
   const TICKS = {
     instruction: ["plain", 0.3], entry: ["entry", 0.5], run: ["run", 0.62], exit: ["exit", 1],
     handled: ["handled", 0.62], return: ["return", 1], device: ["device", 0.62], end: ["end", 1],
   };
-  const COUNTED = [["instructions", "instruction"], ["VM exits", "exit"],
-    ["finished in the kernel", "handled"], ["returns to user", "return"]];
+  // What a counter of the trace counts, where a step can tell; the others are known at the end only.
+  const COUNTS = {
+    instructions: (step) => step.event === "instruction",
+    "exits to user space": (step) => step.event === "return",
+    "finished in the kernel": (step) => step.event === "handled",
+  };
+  const counts = (name) => COUNTS[name] || (/^exits [A-Z_]+$/.test(name)
+    ? (step) => step.event === "exit" && `exits ${step.state.exit.reason}` === name : null);
 
   // ⏎ for a newline, and Unicode's control pictures for the rest, so that every byte is seen.
   const visible = (char) => {
@@ -32,10 +38,10 @@
 
   let count = 0; // pattern ids must differ between figures
 
-  vmView.scenes.lanes = ({ trace, strip, body, go }) => {
+  vmView.scenes.lanes = ({ trace, strip, body, aside, go }) => {
     const steps = trace.steps;
     const emulated = trace.provenance.engine === "unicorn";
-    const labels = LABELS.map((lines, i) => (i === 2 && emulated ? EMULATOR : lines));
+    const labels = LABELS.map((label, i) => (i === 2 && emulated ? EMULATOR : label));
     const laneOf = steps.map((step) => Math.max(0, LANES.indexOf(step.where)));
     const laneTop = (lane) => TOP + lane * LANE + (lane > 1 ? GAP : 0);
     const laneMid = (lane) => laneTop(lane) + LANE / 2;
@@ -52,9 +58,7 @@
       pattern("hatch", 4, s("path", { d: "M-1 5 5-1M-1 1 1-1M3 5 5 3" })),
       pattern("bars", 4, s("path", { d: "M0 1.5h4" })));
     const band = s("rect", { class: "vm-band", x: 0, height: LANE, rx: 3 });
-    const names = labels.map((lines, lane) => s("text", { class: "vm-lane-name", x: 8 },
-      lines.map((line, i) => s("tspan", { x: 8, class: i ? "vm-lane-sub" : "",
-        y: laneMid(lane) + 4 + (i - (lines.length - 1) / 2) * 11.5 }, line))));
+    const names = labels.map(() => s("text", { class: "vm-lane-name" }));
     const rules = s("path", { class: "vm-rules" });
     const dashed = s("path", { class: "vm-border" });
     const gate = s("text", { class: "vm-gate", x: 8, y: border + 3.5 }, "exit ↓ · entry ↑");
@@ -70,9 +74,10 @@
     const ticks = s("path", { class: "vm-past-ticks" });
     const numbers = s("g", { class: "vm-ruler" });
     const note = s("text", { class: "vm-note" });
+    const paper = s("rect", { class: "vm-paper", height: 18 });
     const svg = s("svg", { class: "vm-lanes", height: floor + RULER, "aria-hidden": "true" },
       defs, band, rules, dashed, names, gate, past, arrows, heads, hair, dots, ticks, numbers,
-      leap, tip, now, note);
+      leap, tip, now, paper, note);
     svg.addEventListener("click", (event) => {
       const x = event.clientX - svg.getBoundingClientRect().left;
       const i = from + Math.floor((x - left) / pitch);
@@ -82,14 +87,21 @@
 
     function resize(next) {
       width = next;
-      left = width < 520 ? 92 : 118;
-      const room = width - left - 6;
+      const narrow = width < 520;
+      left = narrow ? 92 : 144;
+      const room = width - left - 42; // the last step leaves room for a short exit reason
       const all = steps.length <= WHOLE && room / steps.length >= 4;
       shown = all ? steps.length : vmView.clamp(Math.floor(room / 8), 24, 60);
       pitch = Math.min(14, room / shown);
       svg.setAttribute("width", width);
       svg.setAttribute("viewBox", `0 0 ${width} ${floor + RULER}`);
       band.setAttribute("width", width);
+      names.forEach((name, lane) => {
+        const [main, ...rest] = labels[lane].split("|");
+        const lines = [main, ...(narrow || !rest.length ? rest : [rest.join(" ")])];
+        name.replaceChildren(...lines.map((line, i) => s("tspan", { x: 8, class: i ? "vm-lane-sub" : null,
+          y: laneMid(lane) + 4.5 + (i - (lines.length - 1) / 2) * (lines.length > 2 ? 11 : 13) }, line)));
+      });
       rules.setAttribute("d", [0, 1, 2, 3].map((l) => `M${left} ${laneMid(l)}H${width}`).join(""));
       dashed.setAttribute("d", `M${left} ${border}H${width}`);
     }
@@ -164,19 +176,20 @@
     function drawNote(i, x, thick) {
       const exit = steps[i].state.exit;
       note.replaceChildren();
+      paper.setAttribute("width", 0);
       if (!exit) return;
-      const need = (text) => text.length * 7.1 + 12;
-      const full = `${exit.reason}  ${exit.detail || ""}`;
+      const need = (text) => text.length * 7.3 + 8;
       const right = width - x - thick - 8;
-      const after = need(full) <= right;
-      const before = !after && need(full) <= x - left;
-      const brief = !after && !before;
+      const whole = exit.detail && need(`${exit.reason} ${exit.detail}`) <= right;
+      const size = need(whole ? `${exit.reason} ${exit.detail}` : exit.reason);
+      const at = size <= right ? x + thick + 8 : x - 8 - size;
+      note.setAttribute("x", at + 2);
       note.setAttribute("y", laneMid(laneOf[i]) + 4);
-      note.setAttribute("x", before || (brief && need(exit.reason) > right) ? x - 8 : x + thick + 8);
-      note.setAttribute("text-anchor",
-        before || (brief && need(exit.reason) > right) ? "end" : "start");
+      paper.setAttribute("x", at - 2);
+      paper.setAttribute("y", laneMid(laneOf[i]) - 9);
+      paper.setAttribute("width", size);
       note.append(s("tspan", { class: "vm-reason" }, exit.reason));
-      if (!brief && exit.detail) note.append(s("tspan", { dx: 8 }, exit.detail));
+      if (whole) note.append(s("tspan", { dx: 8 }, exit.detail));
     }
 
     // ---- the listing, the registers, the port ----------------------------------------------
@@ -187,7 +200,8 @@
     const reason = h("p", { class: "vm-exit" });
     const port = h("p", { class: "vm-port" });
     body.append(h("div", { class: "vm-code", tabindex: "0", role: "region",
-      "aria-label": "the guest's code" }, listing), registers, h("div", { class: "vm-wires" }, reason, port));
+      "aria-label": "the guest's code" }, listing), registers);
+    aside.append(reason, port);
     let codeKey = null, first = -1, lit = null, cells = new Map();
 
     function drawListing(state) {
@@ -244,10 +258,19 @@
     }
 
     // ---- what the frame asks ---------------------------------------------------------------
-    const sums = COUNTED.map(([, event]) => {
+    const totals = Object.entries(trace.counters);
+    const sums = totals.map(([name]) => {
+      const hit = counts(name);
       let sum = 0;
-      return Uint32Array.from(steps, (step) => (sum += step.event === event ? 1 : 0));
+      return hit && Uint32Array.from(steps, (step) => (sum += hit(step) ? 1 : 0));
     });
+
+    function tally(i) {
+      if (i === steps.length - 1) return totals;
+      return totals.map(([name], k) => [name, sums[k] ? sums[k][i]
+        : name === "bytes on the serial port" ? (steps[i].state.output || "").length : 0])
+        .filter(([, value], k) => value || k === 0);
+    }
 
     return {
       resize,
@@ -261,14 +284,13 @@
         drawRegisters(step);
         drawWires(step, i);
       },
-      name: (step) => (labels[LANES.indexOf(step.where)] || [step.where]).join(" "),
+      name: (step) => (labels[LANES.indexOf(step.where)] || step.where).replaceAll("|", " "),
       value: (text) => [...text].map((c) => (c === " " ? c : visible(c))).join("") || "nothing",
       tick(step) {
         const [kind, height] = TICKS[step.event] || TICKS.instruction;
         return { kind, height };
       },
-      tally: (i) => COUNTED.map(([name], k) => [name, sums[k][i]])
-        .filter(([, value], k) => value || sums[k][steps.length - 1]),
+      tally,
       columns: ["instruction", "registers", "exit reason", "serial port"],
       cells({ state }) {
         const line = state.line >= 0 && state.code[state.line];
