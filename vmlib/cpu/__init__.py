@@ -19,9 +19,11 @@ from vmlib.cpu.exits import (
     Shutdown,
 )
 from vmlib.cpu.guests import Guest, Line, add_guest, load_guest
+from vmlib.cpu.problems import AddProblem, add_problem
 
 __all__ = [
     "ENGINES",
+    "AddProblem",
     "Budget",
     "BudgetSpent",
     "EngineFailure",
@@ -39,6 +41,7 @@ __all__ = [
     "Vcpu",
     "Vm",
     "add_guest",
+    "add_problem",
     "load_guest",
     "open_vm",
     "probe",

@@ -1,0 +1,82 @@
+"""Labs are committed executed, and their exercises have solutions that work."""
+
+import json
+
+import pytest
+
+from vmlib.cpu import add_problem
+from vmlib.errors import BadInput
+from vmlib.machine import Machine
+from vmlib.view.lab import explain
+
+
+def labs(root):
+    found = sorted(root.glob("labs/*/*.ipynb"))
+    assert found
+    return [(path, json.loads(path.read_text())) for path in found]
+
+
+def test_every_code_cell_was_executed_in_order(root):
+    """An unexecuted cell would be run by nbval and compared with nothing."""
+    for path, notebook in labs(root):
+        counts = [c["execution_count"] for c in notebook["cells"] if c["cell_type"] == "code"]
+        assert counts == list(range(1, len(counts) + 1)), path
+
+
+def test_output_is_ignored_only_where_it_is_measured(root):
+    for path, notebook in labs(root):
+        for cell in notebook["cells"]:
+            tags = set(cell["metadata"].get("tags", []))
+            assert tags <= {"measured", "figure", "raises-exception"}, path
+            assert "NBVAL" not in "".join(cell["source"]), path
+
+
+def test_no_widget_state_is_stored(root):
+    for path, notebook in labs(root):
+        assert "widgets" not in notebook["metadata"], path
+        assert path.stat().st_size < 300_000, path
+
+
+@pytest.mark.needs("unicorn")
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("BUDGET", "eb fe"),
+        ("MMIO", "b4 f0 8e d8 a2 00 00"),
+        ("SHUTDOWN", "0f 01 1e 00 20 0f 20 c0 40 0f 22 c0 0f 0b"),
+    ],
+)
+def test_cpu_three_ways_to_misbehave(reason, code):
+    with Machine(budget="100ms") as machine:
+        assert machine.load(bytes.fromhex(code)).run().last.reason == reason
+
+
+@pytest.mark.needs("unicorn")
+@pytest.mark.parametrize("seed", [1, 2, 3, 77])
+def test_cpu_letters(seed):
+    """Section 5, in fifteen bytes: `inc ax` is one byte where `inc al` takes two."""
+    first = ord("a") + add_problem(seed).a % 13
+    last = ord("n") + add_problem(seed).b % 13
+    code = bytes([0xBA, 0xF8, 0x03, 0xB0, first, 0xEE, 0x40, 0x3C, last + 1, 0x75, 0xFA])
+    code += bytes([0xB0, 0x0A, 0xEE, 0xF4])
+    assert len(code) == 15
+    with Machine() as machine:
+        printed = machine.load(code).run().output
+    assert printed == bytes(range(first, last + 1)) + b"\n"
+
+
+@pytest.mark.needs("unicorn")
+def test_problems_are_the_same_for_everybody_and_marked_by_running():
+    assert (add_problem(1).a, add_problem(1).b) == (60, 110)
+    assert add_problem(1).mark("170", 5) == "Problem 1: output: right; exits: right"
+    assert "not what the guest does" in add_problem(1).mark("171", 4)
+    assert "not answered yet" in add_problem(1).mark()
+    with pytest.raises(BadInput, match="seed"):
+        add_problem(-1)
+
+
+def test_a_cell_run_out_of_order_gets_a_sentence():
+    with pytest.raises(NameError) as caught:
+        eval("outcome")
+    assert "run the cells in order" in explain(caught.value)
+    assert explain(BadInput("bytes", "is empty")) == "BadInput: bytes: is empty"
