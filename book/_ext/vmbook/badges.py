@@ -79,15 +79,13 @@ def table_html(found: list[records.Record]) -> str:
         for index, row in enumerate(record.rows):
             name, ours, real = (escape(str(cell)) for cell in row)
             tail = "" if index else same
-            rows.append(
-                f'<tr><th scope="row">{name}</th><td>{ours}</td><td>{real}</td>{tail}</tr>'
-            )
+            rows.append(f'<tr><th scope="row">{name}</th><td>{ours}</td><td>{real}</td>{tail}</tr>')
     head = "".join(
         f'<th scope="col">{each}</th>'
         for each in ("quantity", "ours", "the real system’s", "tool and version", "date")
     )
     return (
-        '<div class="vm-table" role="region" aria-label="Checked against the real system" '
+        '<div class="vm-scroll" role="region" aria-label="Checked against the real system" '
         f'tabindex="0"><table class="table vm-check-table"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

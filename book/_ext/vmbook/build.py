@@ -12,7 +12,6 @@ from pathlib import Path
 
 from vmbook import records
 
-
 KERNEL = """\
 c = get_config()
 c.IPKernelApp.log_level = "ERROR"

@@ -20,7 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 from vmbook import badges, records
 
 
-class status_place(nodes.General, nodes.Element):  # noqa: N801 (docutils names nodes so)
+class status_place(nodes.General, nodes.Element):
     """Where the status goes; filled when the page is written."""
 
 
@@ -42,7 +42,7 @@ def _table(label: str, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> st
     body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in rows)
     return (
         f'<section id="status-{re.sub("[^a-z]+", "-", label.lower())}"><h2>{escape(label)}</h2>'
-        f'<div class="vm-table" role="region" aria-label="{escape(label)}" tabindex="0">'
+        f'<div class="vm-scroll" role="region" aria-label="{escape(label)}" tabindex="0">'
         f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
         "</div></section>"
     )

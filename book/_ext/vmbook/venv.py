@@ -1,6 +1,6 @@
 """``python venv.py FOLDER``: make the virtual environment, or say what is missing.
 
-Runs under whatever Python the reader has, so it uses the standard library and old syntax only.
+Runs under whatever Python the reader has, so it needs nothing but the standard library.
 """
 
 import os
@@ -12,12 +12,11 @@ OLDEST = (3, 11)
 
 def main(folder):
     """Make the environment at `folder` unless there is a usable one."""
-    if sys.version_info < OLDEST:
-        found = "%d.%d" % sys.version_info[:2]
+    major, minor = sys.version_info[:2]
+    if (major, minor) < OLDEST:
         return (
-            "The book needs Python 3.11 or later; %s is Python %s.\n"
+            f"The book needs Python 3.11 or later; {sys.executable} is Python {major}.{minor}.\n"
             "If a later one is installed, name it:  make PYTHON=python3.12 book"
-            % (sys.executable, found)
         )
     python = os.path.join(folder, "bin", "python")
     if os.path.exists(python) and not subprocess.call(
@@ -31,9 +30,9 @@ def main(folder):
     except ImportError:
         return (
             "This Python cannot make virtual environments: a part of it is packaged apart.\n"
-            "On Debian and Ubuntu:  apt install python%d.%d-venv" % sys.version_info[:2]
+            f"On Debian and Ubuntu:  apt install python{major}.{minor}-venv"
         )
-    print("Making a virtual environment in %s …" % folder, flush=True)
+    print(f"Making a virtual environment in {folder} …", flush=True)
     venv.create(folder, with_pip=True, clear=os.path.exists(folder), symlinks=os.name != "nt")
     return 0
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 FIGURES = ("vm-player", "vm-plot", "vm-predict", "vm-figure")
 FENCE = re.compile(r"^(?P<ticks>`{3,}|:{3,})\{(?P<name>[\w-]+)\}.*?^(?P=ticks)\s*$", re.M | re.S)
 TAGS = re.compile(r"^\s*:?tags:\s*(?:\[(?P<row>[^\]]*)\]|(?P<list>(?:\s*^\s*- .*$)+))", re.M)
-VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
+VOID |= {"track", "wbr"}
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 LOADS |= {"audio": "src", "video": "src", "embed": "src", "object": "data", "image": "href"}
 CSS_LOAD = re.compile(r"(?:@import\s+|url\()\s*['\"]?\s*((?:https?:)?//[^'\")\s]+)", re.I)
