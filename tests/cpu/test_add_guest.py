@@ -15,7 +15,7 @@ from vmlib.trace import Trace
 
 GUEST = "vmlib/cpu/images/add.lst"
 EMULATOR = [GUEST, "vmlib/cpu/unicorn.py", "vmlib/machine.py"]
-TITLE = "Thirty instructions, four exits: the guest leaves when the kernel cannot go on alone"
+TITLE = "The guest leaves only when the kernel cannot go on alone"
 TRACE = "book/cpu/traces/add-kvm.json"
 
 # The page's own, the edges of a byte, one to three digits, and a sample that never changes.
