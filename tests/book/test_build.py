@@ -54,7 +54,8 @@ def test_what_a_page_gets(tiny_book):
         "$$\nx = 1\n$$ (eq-one)\n\nSee {eq}`eq-one`.\n\n"
         "```{code-cell}\n:tags: [figure]\nfrom IPython.display import HTML\n"
         'HTML(\'<figure class="vm-player"><span class="vm-checks" data-checks="cpu/sample">'
-        "</span></figure>')\n```\n",
+        "</span></figure>')\n```\n\n"
+        "```{fold} Solution\n```\n\n```{code-cell}\n6 * 7\n```\n\n```{endfold}\n```\n",
     )
     tiny_book.page("status", "# Status\n\n```{status}\n```\n")
     built = tiny_book.build()
@@ -67,6 +68,9 @@ def test_what_a_page_gets(tiny_book):
     assert page.count("checked against bc (1.07), 2026-11-22") == 3
     assert page.count("the code has changed since") == 3
     assert '<th scope="row">2 + 2</th><td>4</td><td>4</td>' in page
+
+    folded = page.partition("<summary>Solution</summary>")[2].partition("</details>")[0]
+    assert "42" in folded
 
     assert 'src="../_static/vm.js"' in page
     assert "vm.js" not in tiny_book.read("status")
@@ -157,6 +161,24 @@ def test_promises_are_read_from_the_source():
         ":::{predict} a\nquestion: b\n:::\n"
     )
     assert verify.promised_text(text) == verify.Promise(2, 1)
+
+
+def test_a_fold_is_closed_again_or_the_page_is_faulty():
+    from vmbook import fold
+
+    assert not fold.problems(fold.OPEN.format("Solution") + fold.CLOSE)
+    assert fold.problems(fold.OPEN.format("Solution")) == ["opens 1 folds and closes 0"]
+
+
+def test_an_output_with_html_needs_no_other_form():
+    import nbformat
+    from vmbook import mime
+
+    both = {"text/html": "<p>", "application/vnd.plotly.v1+json": {}}
+    output = nbformat.v4.new_output("display_data", data=both)
+    assert list(mime.for_pages(output)["data"]) == ["text/html"]
+    alone = nbformat.v4.new_output("display_data", data={"application/vnd.plotly.v1+json": {}})
+    assert mime.for_pages(alone) is alone
 
 
 def test_icons_become_outlines():

@@ -5,11 +5,23 @@ from typing import Any
 
 def setup(app: Any) -> dict[str, Any]:
     """Register every part of the extension (Sphinx calls this)."""
-    from vmbook import badges, figures, finish, key, mathml, predict, records, status, verify
+    from vmbook import (
+        badges,
+        figures,
+        finish,
+        fold,
+        key,
+        mathml,
+        mime,
+        predict,
+        records,
+        status,
+        verify,
+    )
 
     root = records.ROOT
     app.config.templates_path.insert(0, str(root / "book/_assets/templates"))
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it unasked
-    for part in (key, mathml, badges, predict, figures, finish, status, verify):
+    for part in (key, mime, mathml, fold, badges, predict, figures, finish, status, verify):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

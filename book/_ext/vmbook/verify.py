@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from sphinx.util import logging
 
+from vmbook import fold
+
 logger = logging.getLogger(__name__)
 
 FIGURES = ("vm-player", "vm-plot", "vm-predict", "vm-figure")
@@ -149,6 +151,7 @@ def page_problems(html: str, promise: Promise) -> list[str]:
     stray = [kind for kind in page.outside if kind != "vm-predict"]
     if stray:
         found.append(f"shows {', '.join(stray)} in a cell that has no tag 'figure'")
+    found += fold.problems(html)
     for leftover in ("fontawesome", "Font Awesome"):
         if leftover in html:
             found.append(f"mentions {leftover}")
