@@ -98,4 +98,4 @@ def test_the_experiment(open_page: Any) -> None:
     assert page.evaluate("document.getElementById('p').vmPlayer.playing")
     page.fill("#p-in-a", "200")
     page.fill("#p-in-b", "100")
-    assert "unicorn" in page.inner_text("#p .vm-origin")
+    assert "recorded on Unicorn" in page.inner_text("#p .vm-origin")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from view_helpers import make_trace
 
-from vmlib.view import assets, player_html, predict_html
+from vmlib.view import assets, player_html, plot_html, predict_html
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -301,18 +301,22 @@ def test_without_a_script_everything_can_still_be_read(open_page: Any) -> None:
 
 
 def test_a_live_notebook_keeps_index_and_data_in_step(open_page: Any) -> None:
-    page = open_page(
-        player_html(make_trace(), name="p")
-        + "<div id='cell'></div>",
-        script=assets.script(),
-    )  # fmt: skip
+    html = player_html(make_trace(), name="p") + "<div id='cell'></div>"
+    page = open_page(html, script="0")
+    page.evaluate(
+        """async text => {
+          const url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+          window.widget = (await import(url)).default;
+        }""",
+        assets.esm(),
+    )
     index = page.evaluate(
         """() => {
           const data = JSON.parse(document.querySelector("#p script").textContent);
           const state = { data: { ...data, name: "live" }, index: 2 }, on = {};
           const model = { get: k => state[k], set: (k, v) => { state[k] = v; },
             save_changes() {}, on: (k, f) => { on[k] = f; }, off() {} };
-          const done = vmView.render({ model, el: document.getElementById("cell") });
+          const done = widget.render({ model, el: document.getElementById("cell") });
           const figure = document.querySelector("#cell figure");
           const seen = [figure.vmPlayer.index];
           state.index = 7; on["change:index"](); seen.push(figure.vmPlayer.index);
@@ -324,3 +328,39 @@ def test_a_live_notebook_keeps_index_and_data_in_step(open_page: Any) -> None:
         }"""
     )
     assert index == [2, 7, 9, 9]
+
+
+def test_page_and_player_name_the_same_source(open_page: Any) -> None:
+    html = player_html(make_trace(engine="unicorn"), name="p")
+    quiet = open_page(html, java_script_enabled=False).inner_text("#p .vm-origin")
+    assert open_page(html).inner_text("#p .vm-origin") == quiet
+
+
+PLOTLY = """window.calls = []; window.Plotly = {
+  newPlot(place, figure) { place.textContent = "drawn"; calls.push(figure.layout); },
+  react(place, data, layout) { calls.push(layout); } };"""
+
+
+def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4])).update_layout(yaxis_title="cost")
+    html = plot_html(figure, "It rises.", {"x": [1, 2], "y": [3, 4]})
+    style = "<style>html{--pst-color-text-base:#111;--pst-color-border:#ccc}"
+    style += "html[data-theme=dark]{--pst-color-text-base:#eee;--pst-color-border:#444}</style>"
+    page = open_page(style + html, before=PLOTLY, script=assets.plot_script())
+    page.wait_for_function("calls.length === 1")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function("calls.length === 2")
+    light, dark = page.evaluate("calls")
+    assert (light["font"]["color"], dark["font"]["color"]) == ("#111", "#eee")
+    assert (light["xaxis"]["gridcolor"], dark["xaxis"]["gridcolor"]) == ("#ccc", "#444")
+    assert dark["yaxis"]["title"]["text"] == "cost"
+    assert light["paper_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_without_plotly_the_numbers_are_shown(open_page: Any) -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    html = plot_html(go.Figure(), "Nothing.", {"x": [17]})
+    page = open_page(html, script=assets.plot_script())
+    page.wait_for_selector(".vm-plot details[open]")
+    assert "17" in page.inner_text(".vm-plot table")

@@ -12,7 +12,7 @@ import anywidget
 import traitlets
 
 from vmlib.errors import BadInput
-from vmlib.trace import Step, Trace
+from vmlib.trace import Provenance, Step, Trace
 from vmlib.view import assets
 from vmlib.view.html import data_script, inline, is_name, table, visible
 
@@ -93,12 +93,6 @@ def player_html(trace: Trace, *, name: str, **options: Any) -> str:
     """
     data = player_data(trace, name=name, **options)
     step = trace.steps[data["start"]]
-    origin = trace.provenance
-    versions = ", ".join(f"{tool} {version}" for tool, version in origin.versions.items())
-    source = [f"computed by {origin.engine}" + (f" ({versions})" if versions else "")]
-    source += [part for part in (origin.host, origin.recorded) if part]
-    if origin.guest_sha256:
-        source.append(f"guest {origin.guest_sha256[:8]}")
     rest = len(trace.steps) - ROWS
     caption = f"The first {ROWS} steps; {rest} more follow." if rest > 0 else "Every step, in words"
     rows = [_row(one) for one in trace.steps[:ROWS]]
@@ -110,10 +104,20 @@ def player_html(trace: Trace, *, name: str, **options: Any) -> str:
         f'<p class="vm-sentence">{inline(step.text)}</p>'
         f'<details class="vm-table"><summary>Steps as a table</summary>'
         f'<div class="vm-rows">{table(_HEAD, rows, caption)}</div></details>'
-        f'<p class="vm-foot"><span class="vm-origin">{escape(" · ".join(source))}</span> '
+        f'<p class="vm-foot"><span class="vm-origin">{escape(_origin(trace.provenance))}</span> '
         f'<span class="vm-checks" data-checks="{escape(" ".join(data["checks"]))}"></span></p>'
         "</div></figure>"
     )
+
+
+def _origin(origin: Provenance) -> str:
+    verb = "computed by" if origin.engine.startswith("vmlib") else "recorded on"
+    versions = [v if name == "engine" else f"{name} {v}" for name, v in origin.versions.items()]
+    if not (versions and versions[0].lower().startswith(origin.engine)):
+        versions.insert(0, origin.engine)
+    guest = f"guest {origin.guest_sha256[:8]}" if origin.guest_sha256 else ""
+    parts = (f"{verb} {', '.join(versions)}", origin.host, origin.recorded, guest)
+    return " · ".join(part for part in parts if part)
 
 
 def _row(step: Step) -> tuple[str, ...]:

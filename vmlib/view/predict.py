@@ -91,7 +91,8 @@ def _verdict(data: dict[str, Any]) -> str:
     right = options[data["answer"]] if options else str(data["answer"])
     unit = f" {escape(data['unit'])}" if data["unit"] and not options else ""
     because = data["because"].rstrip(".")
-    text = f"<p>It is <strong>{inline(right)}{unit}</strong> · because {inline(because)}.</p>"
+    joint = "because:" if re.match(r"[A-Z][a-z ]", because) else "because"
+    text = f"<p>It is <strong>{inline(right)}{unit}</strong> · {joint} {inline(because)}.</p>"
     if data["often"]:
         text += f'<p class="vm-often"><em>Others:</em> {inline(data["often"])}</p>'
     return text

@@ -32,13 +32,15 @@
       title: label, onclick: act }, icon(name));
   }
 
-  function provenance(trace) {
-    const from = trace.provenance;
-    const versions = Object.entries(from.versions).map((pair) => pair.join(" ")).join(", ");
-    const parts = [`computed by ${from.engine}${versions ? ` (${versions})` : ""}`, from.host];
-    parts.push(from.recorded);
-    if (from.guest_sha256) parts.push(`guest ${from.guest_sha256.slice(0, 8)}`);
-    return parts.filter(Boolean).join(" · ");
+  // Engine, versions, host, date, guest. The same words as `_origin` in player.py.
+  function provenance({ provenance: from }) {
+    const verb = from.engine.startsWith("vmlib") ? "computed by" : "recorded on";
+    const versions = Object.entries(from.versions).map(([name, version]) =>
+      (name === "engine" ? version : `${name} ${version}`));
+    const guest = from.guest_sha256 ? `guest ${from.guest_sha256.slice(0, 8)}` : "";
+    if (!versions[0]?.toLowerCase().startsWith(from.engine)) versions.unshift(from.engine);
+    return [`${verb} ${versions.join(", ")}`, from.host, from.recorded, guest]
+      .filter(Boolean).join(" · ");
   }
 
   vmView.frame = (player) => {

@@ -90,7 +90,9 @@
     function settle(guess, fresh) {
       help.textContent = "";
       if (fresh) store.set(key, { guess });
-      const because = [" · because ", inline(data.because.replace(/\.?$/, "."))].flat();
+      // A reason that is a sentence of its own follows a colon.
+      const joint = /^[A-Z][a-z ]/.test(data.because) ? " · because: " : " · because ";
+      const because = [joint, inline(data.because.replace(/[.]?$/, "."))].flat();
       const right = guess !== null && isRight(guess);
       const jump = data.jump;
       verdict.replaceChildren(

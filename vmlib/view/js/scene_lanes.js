@@ -196,7 +196,7 @@
     const rows = h("tbody");
     const listing = h("table", { class: "vm-listing" },
       h("caption", { class: "vm-hidden" }, "the guest's code; the current line is marked"), rows);
-    const registers = h("dl", { class: "vm-registers" });
+    const registers = h("ul", { class: "vm-registers", "aria-label": "registers" });
     const reason = h("p", { class: "vm-exit" });
     const port = h("p", { class: "vm-port" });
     body.append(h("div", { class: "vm-code", tabindex: "0", role: "region",
@@ -229,9 +229,9 @@
       const fresh = new Set(step.changed.map(([name]) => name));
       const wanted = step.state.registers || [];
       if (wanted.length !== cells.size || wanted.some(([name]) => !cells.has(name))) {
-        cells = new Map(wanted.map(([name]) => [name, h("dd", { "data-register": name })]));
+        cells = new Map(wanted.map(([name]) => [name, h("span", { "data-register": name })]));
         registers.replaceChildren(...[...cells].map(([name, cell]) =>
-          h("div", {}, h("dt", {}, name), cell)));
+          h("li", {}, h("span", {}, name), " ", cell)));
       }
       for (const [name, value] of wanted) {
         const cell = cells.get(name);
