@@ -45,7 +45,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BOOK): requirements.txt pyproject.toml
-	@$(PYTHON) book/_ext/vmbook/venv.py $(VENV)
+	@$(PYTHON) book/_ext/vmbook/environment.py $(VENV)
 	@echo "Installing the book's packages …"
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-build-isolation -e .

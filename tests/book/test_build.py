@@ -224,8 +224,8 @@ def test_the_zip_holds_the_book_and_is_the_same_twice(tmp_path):
 def test_an_old_python_gets_a_plain_sentence(tmp_path):
     script = (
         "import sys, runpy; sys.version_info = (3, 9, 0, 'final', 0);"
-        "sys.argv = ['venv.py', sys.argv[1]];"
-        f"runpy.run_path({str(ROOT / 'book/_ext/vmbook/venv.py')!r}, run_name='__main__')"
+        "sys.argv = ['environment.py', sys.argv[1]];"
+        f"runpy.run_path({str(ROOT / 'book/_ext/vmbook/environment.py')!r}, run_name='__main__')"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "v")],

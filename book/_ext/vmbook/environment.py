@@ -1,4 +1,4 @@
-"""``python venv.py FOLDER``: make the virtual environment, or say what is missing.
+"""``python environment.py FOLDER``: make the virtual environment, or say what is missing.
 
 Runs under whatever Python the reader has, so it needs nothing but the standard library.
 """
