@@ -1,6 +1,5 @@
 """A small page with figures on it, opened from the disk in a real browser."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,28 +8,12 @@ import pytest
 
 from vmlib.view import assets
 
-CHROMIUM = shutil.which("chromium")
 STYLE = (
     "body{margin:0 auto;max-width:46rem;padding:1rem 1.25rem;font-family:sans-serif;"
     "background:#fff;color:#1c1e21}"
     "html[data-theme=dark]{--pst-color-background:#14181e}"
     "html[data-theme=dark] body{background:#14181e;color:#e8eaed}"
 )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield running
-        running.close()
 
 
 @pytest.fixture

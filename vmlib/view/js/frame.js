@@ -139,7 +139,7 @@
       const kinds = new Map();
       const sharing = new Map();
       trace.steps.forEach((step, i) => {
-        const { kind, height } = scene.tick(step);
+        const [kind, height] = scene.tick(step);
         const x = (crowded ? Math.floor(tickX(i) / 3) * 3 : Math.round(tickX(i))) + 0.5;
         if (!kinds.has(kind)) kinds.set(kind, { height, at: new Map() });
         const { at } = kinds.get(kind);

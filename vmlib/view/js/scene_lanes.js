@@ -136,10 +136,7 @@
         if (k < i) {
           parts[laneOf[k]] += `M${x} ${laneMid(laneOf[k]) - BLOCK / 2}h${wide}v${BLOCK}h${-wide}z`;
           const crossed = arrow(k, 3.2);
-          if (crossed) {
-            lines += crossed.line;
-            points += crossed.head;
-          }
+          if (crossed) [lines, points] = [lines + crossed.line, points + crossed.head];
           behind += `M${x + pitch / 2} ${floor + 3}v4`;
         } else if (k > i) ahead += `M${x + pitch / 2} ${floor + 5}h0`;
       }
@@ -286,10 +283,7 @@
       },
       name: (step) => (labels[LANES.indexOf(step.where)] || step.where).replaceAll("|", " "),
       value: (text) => [...text].map((c) => (c === " " ? c : visible(c))).join("") || "nothing",
-      tick(step) {
-        const [kind, height] = TICKS[step.event] || TICKS.instruction;
-        return { kind, height };
-      },
+      tick: (step) => TICKS[step.event] || TICKS.instruction,
       tally,
       columns: ["instruction", "registers", "exit reason", "serial port"],
       cells({ state }) {
