@@ -101,7 +101,7 @@
         "Keys: Space plays, left and right arrows step, Home and End, digits jump to tenths.")));
 
     // ---- state -----------------------------------------------------------------------------
-    let trace, scene, rows, marked, cursor, width = 0;
+    let trace, scene, rows, marked, following, cursor, width = 0;
 
     function load(next) {
       trace = next;
@@ -217,8 +217,11 @@
       if (marked) marked.removeAttribute("aria-current");
       marked = rows[i];
       marked.setAttribute("aria-current", "step");
-      const top = marked.offsetTop - holder.clientHeight / 2;
-      if (Math.abs(holder.scrollTop - top) > holder.clientHeight / 3) holder.scrollTop = top;
+      cancelAnimationFrame(following);
+      following = requestAnimationFrame(() => {
+        const top = marked.offsetTop - holder.clientHeight / 2;
+        if (Math.abs(holder.scrollTop - top) > holder.clientHeight / 3) holder.scrollTop = top;
+      });
     }
 
     function setPlaying(on) {
