@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-compile
 VMBOOK := PYTHONPATH=book/_ext $(BIN)/python -m vmbook
 hash = $(firstword $(shell cksum $(1) pyproject.toml | cksum))
 BOOK := $(VENV)/.book-$(call hash,requirements.txt)

@@ -33,8 +33,14 @@ class StatusDirective(SphinxDirective):
         return [status_place()]
 
 
+class Html(str):
+    """A cell that is HTML already."""
+
+
 def _cell(value: Any) -> str:
-    return f"<td>{escape(str(value))}</td>"
+    if isinstance(value, date):
+        return f'<td class="vm-date">{value.isoformat()}</td>'
+    return f"<td>{value if isinstance(value, Html) else escape(str(value))}</td>"
 
 
 def _table(label: str, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -48,25 +54,28 @@ def _table(label: str, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> st
     )
 
 
+CHECK_HEAD = ("what", "held against", "cases", "outcome", "date", "where")
+
+
+def _two(first: str, second: str) -> Html:
+    return Html(f"{escape(first)}<br/><small>{escape(second)}</small>")
+
+
 def check_rows() -> list[list[Any]]:
-    """Return one row per check record."""
-    rows = []
+    """Return one row per check record, in the order of `CHECK_HEAD`."""
+    rows: list[list[Any]] = []
     for record_id in records.all_ids():
         record = badges.find(record_id, "the status page")
         if record:
             data = record.data
-            kind = data.get("kind", "checked")
             rows.append(
                 [
-                    record_id,
-                    data.get("what", ""),
-                    kind,
-                    badges.authority(record),
+                    _two(data.get("what", ""), record_id),
+                    _two(badges.authority(record), data.get("kind", "checked")),
                     data.get("cases", ""),
-                    data["date"],
+                    _two(str(data.get("outcome", "")), badges.state(record)),
+                    date.fromisoformat(data["date"]),
                     data.get("host", ""),
-                    data.get("outcome", ""),
-                    badges.state(record),
                 ]
             )
     return rows
@@ -123,7 +132,7 @@ def cpu_model() -> str:
 def host_rows() -> list[list[Any]]:
     """Return what the pages were built on."""
     return [
-        ["built", date.today().isoformat()],
+        ["built", date.today()],
         ["processor", f"{cpu_model()}, {os.cpu_count()} logical"],
         ["kernel", f"{platform.system()} {platform.release()} {platform.machine()}"],
         ["Python", platform.python_version()],
@@ -133,10 +142,9 @@ def host_rows() -> list[list[Any]]:
 
 def status_html(app: Any) -> str:
     """Return the whole content of the status page."""
-    head = ["id", "what", "kind", "held against", "cases", "date", "host", "outcome", "state"]
     checks = check_rows()
     parts = [
-        _table("Checks", head, checks)
+        _table("Checks", CHECK_HEAD, checks)
         if checks
         else '<section id="status-checks"><h2>Checks</h2><p>No check is recorded yet.</p></section>'
     ]
