@@ -73,6 +73,18 @@ def check(request):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that talks to nobody by itself. For tests that need chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        quiet = ["--no-sandbox", "--disable-background-networking"]
+        running = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
 def root():
     """The project's folder."""
     return ROOT

@@ -178,3 +178,29 @@ def test_same_trace_step_for_step(root, check, request):
             record.show(name, ours.counters[name], real.counters[name])
         assert recorded.steps == real.steps, "the page shows an older recording"
         assert (recorded.title, recorded.counters) == (TITLE, real.counters)
+
+
+@pytest.mark.needs("unicorn")
+def test_exercise_1_fewest_and_most_exits():
+    counts = {(a, b): len(outcome("unicorn", a, b)[0].exits) for a, b in CASES}
+    assert min(counts.values()) == counts[2, 2] == counts[255, 1] == 3
+    assert max(counts.values()) == counts[255, 255] == 5
+
+
+@pytest.mark.needs("unicorn")
+def test_exercise_2_a_guest_that_wants_to_be_slow():
+    code = bytes.fromhex("b9 e8 03 e6 80 e2 fc f4")
+    with Machine() as machine:
+        assert machine.load(code).run().counts == {"IO": 1000, "HLT": 1}
+    assert len(code) == 8
+
+
+@pytest.mark.needs("kvm")
+def test_exercise_3_without_set_sregs(root, tmp_path):
+    lines = (root / "book/cpu/vm40.py").read_text().splitlines()
+    kept = [line for line in lines if "KVM_SET_SREGS" not in line]
+    assert len(kept) == len(lines) - 1
+    script = tmp_path / "vm39.py"
+    script.write_text("\n".join(kept))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=20)
+    assert "exit_reason 17" in ran.stderr

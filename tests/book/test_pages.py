@@ -1,0 +1,334 @@
+"""The built book in a real browser: what a reader meets, from a server and from the disk."""
+
+import contextlib
+import functools
+import gzip
+import http.server
+import json
+import re
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from vmbook.verify import promised
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build/html"
+
+pytestmark = pytest.mark.needs("chromium")
+
+# Rules of axe-core that the theme, not we, breaks: rule, element, and when it was looked at.
+# An entry that no longer occurs is an error, so the list can only shrink.
+THEME_FAULTS: dict[str, str] = {}
+
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+TEXT_PAGE = 300_000  # bytes, gzipped, everything the page loads
+PLOT_PAGE = 1_900_000
+OURS = 60_000
+OUR_FILES = ("vm.js", "vm.css", "vm-plot.js", "book.css", "book.js")
+
+
+def toc(entry=None):
+    """Return the pages of the table of contents, as paths without suffix."""
+    if entry is None:
+        entry = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [entry[key] for key in ("root", "file") if key in entry]
+    for key in ("parts", "chapters", "sections"):
+        for each in entry.get(key, []):
+            pages += toc(each)
+    return pages
+
+
+PAGES = toc()
+LOOKS = [("light", 1280), ("light", 390), ("dark", 1280), ("dark", 390)]
+
+
+def source(page):
+    return next(p for p in (ROOT / f"{page}.md", ROOT / f"{page}.ipynb") if p.is_file())
+
+
+def figures(page, kind):
+    """Return the data of every figure of a kind on a page, from the HTML itself."""
+    text = (HTML / f"{page}.html").read_text()
+    tag = r'<(?:figure|section)[^>]* ?class="[^"]*\b' + kind + r'\b[^"]*"[^>]*>\s*<script[^>]*>'
+    return [json.loads(data) for data in re.findall(tag + r"(.*?)</script>", text, re.S)]
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The built book behind a server on loopback, and what was asked of it."""
+    assert (HTML / "index.html").is_file(), "there is no built book; run `make book` first"
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=HTML)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """`visit(page, how)` opens a page of the book; what goes wrong on it fails the test."""
+    contexts, faults = [], []
+
+    def visit(page, how="file", width=1280, theme="light", **options):
+        base = served if how == "http" else HTML.as_uri()
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, **options
+        )
+        contexts.append(context)
+        context.add_init_script(
+            f"try {{ localStorage.setItem('mode', '{theme}'); "
+            f"localStorage.setItem('theme', '{theme}') }} catch {{}}"
+        )
+        tab = context.new_page()
+        tab.asked = []
+
+        def request(asked):
+            tab.asked.append(asked.url)
+            if not asked.url.startswith((base, "data:", "blob:")):
+                faults.append(f"{page} asks for {asked.url}")
+
+        tab.on("request", request)
+        tab.on("requestfailed", lambda asked: faults.append(f"{page}: {asked.url} failed"))
+        tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
+        tab.on(
+            "console",
+            lambda said: (
+                said.type in ("error", "warning") and faults.append(f"{page}: {said.text}")
+            ),
+        )
+        tab.goto(f"{base}/{page}.html")
+        tab.wait_for_load_state("load")
+        assert tab.evaluate("document.documentElement.dataset.theme") == theme
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("how", ["http", "file"])
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_a_page_loads_whole_and_alone(visit, page, how, theme, width):
+    tab = visit(page, how, width, theme)
+    assert tab.locator("h1").count() == 1
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
+    for kind in ("vm-player", "vm-predict", "vm-plot"):
+        live = tab.locator(f".{kind}")
+        assert live.count() == len(figures(page, kind))
+    assert tab.evaluate("[...document.querySelectorAll('.vm-player')].every(p => p.vmPlayer)")
+
+
+def test_the_book_has_what_its_table_of_contents_promises():
+    chapters = [page for page in PAGES if page.startswith("book/") and page.count("/") == 2]
+    labs = [page for page in PAGES if page.startswith("labs/")]
+    written = {p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.glob("book/*/*.md")}
+    assert set(chapters) == {p for p in written if not p.startswith("book/_")}
+    found = {p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.glob("labs/*/*.ipynb")}
+    assert set(labs) == found
+    assert {c.removeprefix("book/") for c in chapters} == {
+        one.removeprefix("labs/") for one in labs
+    }
+    for page in PAGES:
+        promise = promised(source(page))
+        shown = sum(len(figures(page, kind)) for kind in ("vm-player", "vm-predict", "vm-plot"))
+        assert shown == promise.figures + promise.predicts, page
+
+
+# How the lanes are called in words, by engine: an emulator has no host kernel in the way.
+SAME = {lane: lane for lane in ("guest user", "guest kernel", "host kernel", "host user")}
+LANES = {"kvm": SAME, "unicorn": {**SAME, "host kernel": "emulator (in the kernel's place)"}}
+
+READ = """name => {
+  const figure = document.getElementById(name), scene = figure.querySelector('svg[data-lane]');
+  const of = (sel, key) => figure.querySelector(sel)?.dataset[key] ?? null;
+  return {
+    where: scene.dataset.lane,
+    crossing: scene.dataset.crossing,
+    line: Number(of('[data-line]', 'line')),
+    exit: of('[data-exit]', 'exit'),
+    output: of('[data-output]', 'output'),
+    registers: [...figure.querySelectorAll('[data-register]')].map(
+      e => [e.dataset.register, e.textContent]),
+    sentence: figure.querySelector('.vm-sentence').textContent,
+  };
+}"""
+
+
+def unpacked(trace):
+    """Return the states of a page's trace, with what was left out as unchanged put back."""
+    last, states = {}, []
+    for step in trace["steps"]:
+        last.update({k: v for k, v in step["state"].items() if k in trace.get("packed", [])})
+        states.append({**last, **step["state"]})
+    return states
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if figures(p, "vm-player")] if HTML.exists() else []
+)
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_every_step_of_every_player_shows_the_trace(visit, page, how):
+    tab = visit(page, how)
+    for data in figures(page, "vm-player"):
+        name, trace = data["name"], data["trace"]
+        player = f"document.getElementById('{name}').vmPlayer"
+        tab.evaluate(f"document.querySelector('#{name} details').open = true")
+        rows = tab.locator(f"#{name} [data-row]")
+        assert rows.count() == len(trace["steps"])
+        table = rows.evaluate_all("rows => rows.map(r => r.textContent)")
+        for step, state in zip(trace["steps"], unpacked(trace), strict=True):
+            tab.evaluate(f"{player}.go({step['i']})")
+            seen = tab.evaluate(READ, name)
+            left, crossing = state["exit"], state["crossing"]
+            assert seen["where"] == step["where"]
+            assert seen["sentence"] == step["text"]
+            assert seen["crossing"] == (">".join(crossing) if crossing else "")
+            assert seen["line"] == state["line"]
+            assert seen["registers"] == state["registers"]
+            assert seen["output"] == state["output"]
+            assert (seen["exit"] or "") == (
+                f"{left['reason']} {left['detail']}".strip() if left else ""
+            )
+            assert step["where"] in LANES[data["trace"]["provenance"]["engine"]]
+            lane = LANES[data["trace"]["provenance"]["engine"]][step["where"]]
+            for words in (lane, step["text"], *(new for _, _, new in step["changed"])):
+                assert words.strip() in table[step["i"]], (step["i"], words)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_accessibility_fault_of_level_a_or_aa(visit, theme, width):
+    seen = set()
+    for page in PAGES:
+        tab = visit(page, "http", width, theme, reduced_motion="reduce")
+        # preload would fetch the style sheets again, which file:// refuses and no rule here needs
+        rules = {"runOnly": {"type": "tag", "values": WCAG}, "preload": False}
+        found = Axe().run(tab, options={**rules, "resultTypes": ["violations"]})
+        for fault in found.response["violations"]:
+            targets = [node["target"] for node in fault["nodes"]]
+            assert fault["id"] in THEME_FAULTS, f"{page}: {fault['id']}: {fault['help']} {targets}"
+            seen.add(fault["id"])
+    assert seen == set(THEME_FAULTS), "entries of the theme's list that no longer occur"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_keeps_its_weight(visit, served, page):
+    tab = visit(page, "http")
+    sizes = {}
+    for url in dict.fromkeys(tab.asked):
+        path = HTML / url.removeprefix(served + "/").split("?")[0].split("#")[0]
+        sizes[path.name] = len(gzip.compress(path.read_bytes(), 6))
+    total, ours = sum(sizes.values()), sum(sizes.get(name, 0) for name in OUR_FILES)
+    heaviest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
+    plots = figures(page, "vm-plot")
+    assert total <= (PLOT_PAGE if plots else TEXT_PAGE), heaviest
+    assert ours <= OURS, heaviest
+    assert ("plotly.min.js" in sizes) == bool(plots), "plotly is loaded where a plot is shown"
+    assert ("vm.js" in sizes) == bool(figures(page, "vm-player") + figures(page, "vm-predict"))
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_search_finds_a_title(visit, how):
+    tab = visit("search", how)
+    box = tab.locator("input[name=q]:visible").first
+    box.fill("lines")
+    box.press("Enter")
+    tab.wait_for_selector("#search-results li")
+    found = " ".join(tab.locator("#search-results li").all_text_contents())
+    assert "Run a VM in 40 lines" in found
+    tab.locator("#search-results li a").first.click()
+    tab.wait_for_load_state("load")
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_the_front_door_leads_in(browser, served, how):
+    base = served if how == "http" else HTML.as_uri()
+    with contextlib.closing(browser.new_page()) as tab:
+        tab.goto(f"{base}/index.html")
+        tab.wait_for_url("**/book/index.html")
+        tab.get_by_role("link", name="a VM in 40 lines").first.click()
+        tab.wait_for_url("**/cpu/run-a-vm.html")
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_predict_then_see(visit, how):
+    """The reader's way through chapter 1: guess, verdict, and the figure moves to the reason."""
+    tab = visit("book/cpu/run-a-vm", how)
+    first = tab.locator(".vm-predict").first
+    verdict = first.locator(".vm-verdict")
+    assert not verdict.is_visible() or not verdict.inner_text().strip()
+    first.get_by_label("300", exact=True).check()
+    first.get_by_role("button", name="Commit").click()
+    assert "44" in verdict.inner_text()
+    assert "300" in verdict.inner_text()
+    assert tab.evaluate("document.getElementById('add').vmPlayer.index") == 45
+    tab.reload()
+    assert "300" in tab.locator(".vm-predict").first.locator(".vm-verdict").inner_text()
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_the_reader_changes_the_operands(visit, how):
+    tab = visit("book/cpu/run-a-vm", how, width=390)
+    figure = tab.locator("#add")
+    figure.get_by_label("first operand").fill("99")
+    figure.get_by_label("second operand").fill("1")
+    figure.get_by_label("What does it print?").fill("100")
+    figure.get_by_label("How many times does KVM_RUN return?").fill("4")
+    figure.get_by_role("button", name="Commit").click()
+    tab.wait_for_timeout(100)
+    said = figure.inner_text()
+    assert "100" in said
+    answers = tab.evaluate("document.getElementById('add').vmPlayer.trace.counters")
+    assert answers["exits to user space"] == 5
+    figure.get_by_label("first operand").fill("300")
+    figure.get_by_role("button", name="Commit").click()
+    assert "255" in figure.inner_text(), "a sentence that names the bound"
+
+
+def test_deep_link_from_another_page(visit):
+    tab = visit("book/cpu/run-a-vm")
+    tab.goto(tab.url + "#add-step-22")
+    tab.wait_for_function("document.getElementById('add').vmPlayer.index === 22")
+    assert "exit_reason = IO" in tab.locator("#add .vm-sentence").inner_text()
+
+
+def test_storage_refused_is_no_harm(visit):
+    tab = visit("book/index")
+    tab.context.add_init_script(
+        "Object.defineProperty(window, 'localStorage', "
+        "{get() { throw new Error('refused'); }, configurable: true});"
+    )
+    tab.goto(f"{HTML.as_uri()}/book/cpu/run-a-vm.html")
+    first = tab.locator(".vm-predict").first
+    first.get_by_label("44", exact=True).check()
+    first.get_by_role("button", name="Commit").click()
+    assert "44" in first.locator(".vm-verdict").inner_text()
+
+
+def test_print_shows_the_verdicts_at_the_end_and_no_chrome(visit):
+    tab = visit("book/cpu/run-a-vm")
+    assert not tab.locator(".vm-print").is_visible()
+    tab.emulate_media(media="print")
+    assert tab.locator(".vm-print").is_visible()
+    assert "44" in tab.locator(".vm-print").inner_text()
+    assert not tab.locator(".bd-sidebar-primary").first.is_visible()
+
+
+def test_without_a_script_the_figure_still_says_what_happens(browser):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(f"{HTML.as_uri()}/book/cpu/run-a-vm.html")
+    said = tab.locator("#add").inner_text()
+    assert "out dx, al" in said
+    context.close()
