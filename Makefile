@@ -13,7 +13,7 @@ hash = $(firstword $(shell cksum $(1) pyproject.toml | cksum))
 BOOK := $(VENV)/.book-$(call hash,requirements.txt)
 DEV := $(VENV)/.dev-$(call hash,requirements.txt requirements-dev.txt)
 
-.PHONY: book test lab bench soak checks dist doctor clean
+.PHONY: book test lab bench soak checks dist doctor clean guests labs picture
 .DEFAULT_GOAL := book
 
 book: $(BOOK)
@@ -39,6 +39,17 @@ dist: book
 
 doctor: $(BOOK)
 	@$(BIN)/python -m vmlib doctor
+
+# For whoever changes a guest (needs nasm), the look (needs chromium) or a lab.
+guests:
+	@for source in vmlib/cpu/images/*.asm; do \
+	  (cd $$(dirname $$source) && nasm -f bin $$(basename $$source) -o /dev/null -l $$(basename $$source .asm).lst); done
+
+picture: book $(DEV)
+	@$(VMBOOK).picture
+
+labs: $(DEV)
+	@$(VMBOOK).labs $(ARGS)
 
 clean:
 	rm -rf $(VENV) _build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -35,3 +35,17 @@ def test_a_listing_with_a_gap_is_refused():
     text = (IMAGES / "add.lst").read_text()
     with pytest.raises(BadInput, match="gap"):
         parse_listing("".join(line for line in text.splitlines(True) if "B0C8" not in line))
+
+
+def test_a_readers_bytes_get_a_listing():
+    guest = Guest.from_bytes(bytes.fromhex("b0 41 e6 10 f4"))
+    assert [(line.offset, line.text) for line in guest.listing] == [
+        (0, "mov al, 0x41"),
+        (2, "out 0x10, al"),
+        (4, "hlt"),
+    ]
+
+
+def test_without_capstone_there_is_no_listing_and_no_harm(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "capstone", None)
+    assert Guest.from_bytes(b"\xf4").listing == ()

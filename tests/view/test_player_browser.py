@@ -197,27 +197,15 @@ def test_emulator_lane_says_what_it_is(open_page: Any) -> None:
     assert read(page)["where"] == "host kernel"
 
 
-def test_a_step_of_two_thousand_costs_less_than_a_frame(open_page: Any) -> None:
+def test_two_thousand_steps_are_drawn_with_a_few_paths(open_page: Any) -> None:
+    """What a key press costs is measured in benchmarks/player.py; this is why it costs little."""
     page = open_page(player_html(make_trace(2000), name="p"))
     page.click("#p summary")
     page.wait_for_selector("#p .vm-rows tr[data-row='1999']")
     page.focus("#p")
-    times = page.evaluate(
-        """() => {
-          const e = document.getElementById("p"), times = [];
-          const press = () => e.dispatchEvent(
-            new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true, cancelable: true }));
-          for (let i = 0; i < 300; i++) {
-            const start = performance.now();
-            press();
-            times.push(performance.now() - start);
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
-    assert at(page) == 300
-    assert times[len(times) // 2] < 8
-    assert times[int(len(times) * 0.9)] <= 16  # the rest is room for a busy machine
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert at(page) == 3
     assert page.eval_on_selector("#p .vm-ticks", "svg => svg.querySelectorAll('path').length") < 12
 
 

@@ -8,7 +8,7 @@ device answers goes to `vcpu.complete()`.
 from dataclasses import dataclass
 from typing import ClassVar
 
-_NAMED = {0x0A: "⏎", 0x0D: "␍", 0x00: "␀"}
+_NEWLINE = 0x0A
 
 
 def show_bytes(data: bytes) -> str:
@@ -16,7 +16,9 @@ def show_bytes(data: bytes) -> str:
     number = f"0x{int.from_bytes(data, 'little'):0{2 * len(data)}x}"
     if len(data) != 1:
         return number
-    char = _NAMED.get(data[0]) or (chr(data[0]) if 0x20 <= data[0] < 0x7F else "")
+    if data[0] == _NEWLINE:
+        return f"{number} '⏎'"
+    char = chr(data[0]) if 0x20 <= data[0] < 0x7F else ""
     return f"{number} '{char}'" if char else number
 
 

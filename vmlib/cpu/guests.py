@@ -2,7 +2,8 @@
 
 `images/NAME.asm` is the source and `images/NAME.lst` is what NASM made of it: its own listing,
 which carries source line and bytes side by side. Readers need no assembler; `make guests` writes
-the listings again and the tests prove that the bytes come from the source.
+the listings again and the tests prove that the bytes come from the source. Bytes that a reader
+writes are given a listing by Capstone, where it is installed.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Guest:
-    """A program for a flat, real-mode start."""
+    """A program for a flat, real-mode start. The listing may be empty."""
 
     name: str
     code: bytes
@@ -41,10 +42,10 @@ class Guest:
 
     @classmethod
     def from_bytes(cls, code: bytes, name: str = "guest") -> "Guest":
-        """Wrap any bytes, without a listing."""
+        """Wrap any bytes, with a listing of them as far as they read as instructions."""
         if not code:
             raise BadInput("code", "is empty; a guest has at least one byte")
-        return cls(name, bytes(code), ())
+        return cls(name, bytes(code), disassemble(bytes(code)))
 
 
 def load_guest(name: str) -> Guest:
@@ -98,3 +99,19 @@ def parse_listing(text: str) -> tuple[Line, ...]:
             raise BadInput("listing", f"has a gap at offset {at:#x}")
         at += len(line.code)
     return tuple(lines)
+
+
+def disassemble(code: bytes) -> tuple[Line, ...]:
+    """Return 16-bit code as lines, up to the first byte that begins no instruction.
+
+    Empty where Capstone is not installed: everything works without it, and shows less.
+    """
+    try:
+        from capstone import CS_ARCH_X86, CS_MODE_16, Cs
+    except ImportError:
+        return ()
+    found = Cs(CS_ARCH_X86, CS_MODE_16).disasm_lite(code, 0)
+    return tuple(
+        Line(offset, code[offset : offset + size], f"{mnemonic} {operands}".strip(), "")
+        for offset, size, mnemonic, operands in found
+    )

@@ -273,8 +273,8 @@ class KvmVcpu:
         regs = Registers(*abi.REGS.unpack(self._ioctl_read(abi.GET_REGS, abi.REGS.size)))
         base, limit = abi.DTABLE.unpack_from(sregs, abi.IDT)
         return (
-            f"triple fault near {regs.rip:#x}: a fault could not be delivered through the "
-            f"interrupt table at {base:#x} (limit {limit:#x}), and neither could the double fault"
+            f"triple fault near {regs.rip:#x}: no gate for a fault, "
+            f"nor for the double fault (IDT at {base:#x}, limit {limit:#x})"
         )
 
     def _explain(self, reason: int) -> str:

@@ -302,8 +302,8 @@ class UnicornVcpu:
             wanted = _DOUBLE_FAULT
             if entry_size * (wanted + 1) - 1 > limit:
                 return Shutdown(
-                    f"vector {vector} lies outside the interrupt table (limit {limit:#x}), and so "
-                    f"does the double fault: triple fault at {self._linear_ip():#x}"
+                    f"triple fault at {self._linear_ip():#x}: no gate for vector {vector}, "
+                    f"nor for the double fault (IDT limit {limit:#x})"
                 )
         if entry_size == 8:
             return EngineFailure("this engine delivers events in real mode only, so far")

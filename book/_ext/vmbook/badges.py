@@ -70,29 +70,33 @@ def badges_html(ids: list[str], location: Any = None) -> str:
 
 
 def table_html(found: list[records.Record]) -> str:
-    """Return the table of quantities: ours, the real system's, tool and version, date."""
-    rows = []
+    """Return the table of quantities, ours and the real system's; a group of rows a record.
+
+    A group is headed by what was compared and by the badge: tool, version, date.
+    """
+    groups = []
     for record in found:
-        same = '<td rowspan="{0}">{1}</td><td rowspan="{0}">{2}</td>'.format(
-            len(record.rows), escape(authority(record)), escape(str(record.data["date"]))
-        )
-        for index, row in enumerate(record.rows):
+        what = escape(str(record.data["what"]))
+        rows = [
+            f'<tr class="vm-check-what"><th colspan="3" scope="rowgroup">{what}'
+            f"<br>{badge_html(record)}</th></tr>"
+        ]
+        for row in record.rows:
             name, ours, real = (escape(str(cell)) for cell in row)
-            tail = "" if index else same
-            rows.append(f'<tr><th scope="row">{name}</th><td>{ours}</td><td>{real}</td>{tail}</tr>')
+            rows.append(f'<tr><th scope="row">{name}</th><td>{ours}</td><td>{real}</td></tr>')
+        groups.append(f"<tbody>{''.join(rows)}</tbody>")
     head = "".join(
-        f'<th scope="col">{each}</th>'
-        for each in ("quantity", "ours", "the real system’s", "tool and version", "date")
+        f'<th scope="col">{each}</th>' for each in ("quantity", "ours", "the real system’s")
     )
     return (
         '<div class="vm-scroll" role="region" aria-label="Checked against the real system" '
         f'tabindex="0"><table class="table vm-check-table"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"{''.join(groups)}</table></div>"
     )
 
 
 class Checks(SphinxDirective):
-    """``{checks} ID [ID …]``: the table of the records, and their badges below."""
+    """``{checks} ID [ID …]``: the table of the records."""
 
     required_arguments = 1
     optional_arguments = 99
@@ -103,8 +107,7 @@ class Checks(SphinxDirective):
         found = [r for r in (find(each, self.get_location()) for each in ids) if r]
         if not found:
             return []
-        html = table_html(found) + '<p class="vm-badges">' + badges_html(ids) + "</p>"
-        return [nodes.raw("", html, format="html")]
+        return [nodes.raw("", table_html(found), format="html")]
 
 
 class Badge(SphinxDirective):

@@ -55,8 +55,9 @@ def add_assets(app: Any, html: str, to_static: str) -> str:
     """Add the links that a finished page's figures need to its head."""
     html = WIDGET_STATE.sub("", html)
     tags = []
-    if PLAYER.search(html):
+    if PLAYER.search(html) or PLOT.search(html):
         tags.append(f'<link rel="stylesheet" href="{to_static}vm.css"/>')
+    if PLAYER.search(html):
         tags.append(f'<script defer src="{to_static}vm.js"></script>')
     if PLOT.search(html):
         copy_plotly(app)

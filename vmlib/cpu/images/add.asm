@@ -8,7 +8,7 @@
 %define B 100
 %endif
 bits 16
-        cli                 ; a boot sector starts with interrupts on: HLT shall be final
+        cli                 ; no interrupts: the HLT below shall be final
         mov al, A           ; the first operand
         add al, B           ; the sum, modulo 256: AL has eight bits
         mov dx, 0x3f8       ; the data port of COM1
