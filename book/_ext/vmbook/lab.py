@@ -44,8 +44,9 @@ def settings(folder: Path) -> dict[str, str]:
 def command(arguments: list[str]) -> list[str]:
     """Return the command line of JupyterLab; root (in a container) has to be allowed by name."""
     root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    labs = str(records.ROOT / "labs")
-    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={labs}", *root, *arguments]
+    # Served from the project, so that a lab's link to its chapter leads somewhere.
+    where = [f"--ServerApp.root_dir={records.ROOT}", "--LabApp.default_url=/lab/tree/labs"]
+    return [sys.executable, "-m", "jupyterlab", *where, *root, *arguments]
 
 
 def main() -> None:
