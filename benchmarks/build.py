@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-COLD_RUNS = 3
+COLD_RUNS = 3  # and one before that is not counted
 
 
 def timed(command: list[str], folder: Path) -> float:
