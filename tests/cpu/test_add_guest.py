@@ -14,7 +14,8 @@ from vmlib.machine import Machine
 from vmlib.trace import Trace
 
 GUEST = "vmlib/cpu/images/add.lst"
-EMULATOR = [GUEST, "vmlib/cpu/unicorn.py", "vmlib/machine.py"]
+EMULATOR = [GUEST, "vmlib/cpu/unicorn.py", "vmlib/cpu/real_mode.py", "vmlib/cpu/engine.py"]
+EMULATOR += ["vmlib/machine.py"]
 TITLE = "The guest leaves only when the kernel cannot go on alone"
 TRACE = "book/cpu/traces/add-kvm.json"
 

@@ -5,11 +5,13 @@ alone, and says so with an exit. Nothing else differs between an emulator and re
 far as the rest of vmlib is concerned.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from vmlib.cpu.budget import Budget
 from vmlib.cpu.exits import Exit
+from vmlib.errors import BadInput
 from vmlib.memory import GuestRam
 
 REAL_MODE_SP = 0x0F00
@@ -104,6 +106,57 @@ class Vm(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+AnyVcpu = TypeVar("AnyVcpu", bound=Vcpu)
+
+
+class BaseVm(ABC, Generic[AnyVcpu]):
+    """What the VMs of all engines share: RAM, the list of vCPUs, and an orderly end."""
+
+    engine = ""
+
+    def __init__(self, ram: int | str) -> None:
+        self.ram = GuestRam(ram)
+        self.vcpus: list[AnyVcpu] = []
+        self._closed = False
+
+    def vcpu(self) -> AnyVcpu:
+        """Create the next vCPU."""
+        if self._closed:
+            raise BadInput("vm", "is closed")
+        self.vcpus.append(self._new_vcpu())
+        return self.vcpus[-1]
+
+    def close(self) -> None:
+        """Give everything back; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self._release()
+        self.ram.close()
+
+    @abstractmethod
+    def _new_vcpu(self) -> AnyVcpu:
+        """Create a vCPU of this engine."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back what the engine holds besides vCPUs and RAM."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_real_mode_start(ip: int, sp: int) -> None:
+    """Refuse offsets that real mode does not have."""
+    if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
+        raise BadInput("ip, sp", "are 16-bit offsets in real mode")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,10 @@ import os
 import signal
 import struct
 import threading
-from typing import Self
 
 from vmlib.cpu import kvm_abi as abi
 from vmlib.cpu.budget import Budget, Watchdog
-from vmlib.cpu.engine import REAL_MODE_SP, Registers
+from vmlib.cpu.engine import REAL_MODE_SP, BaseVm, Registers, check_real_mode_start
 from vmlib.cpu.exits import (
     BudgetSpent,
     EngineFailure,
@@ -75,45 +74,25 @@ def open_device() -> int:
     return device
 
 
-class KvmVm:
+class KvmVm(BaseVm["KvmVcpu"]):
     """A VM of the kernel's."""
 
     engine = "kvm"
 
     def __init__(self, ram: int | str) -> None:
+        super().__init__(ram)
         self._device = open_device()
-        self._closed = False
-        self._vcpus: list[KvmVcpu] = []
-        self.ram = GuestRam(ram)
         self._fd = fcntl.ioctl(self._device, abi.CREATE_VM, 0)
         region = abi.MEMORY_REGION.pack(0, 0, 0, self.ram.size, self.ram.hva)
         fcntl.ioctl(self._fd, abi.SET_USER_MEMORY_REGION, region)
 
-    def vcpu(self) -> "KvmVcpu":
-        """Create the next vCPU."""
-        if self._closed:
-            raise BadInput("vm", "is closed")
-        fd = fcntl.ioctl(self._fd, abi.CREATE_VCPU, len(self._vcpus))
-        vcpu = KvmVcpu(fd, fcntl.ioctl(self._device, abi.GET_VCPU_MMAP_SIZE, 0), self.ram)
-        self._vcpus.append(vcpu)
-        return vcpu
+    def _new_vcpu(self) -> "KvmVcpu":
+        fd = fcntl.ioctl(self._fd, abi.CREATE_VCPU, len(self.vcpus))
+        return KvmVcpu(fd, fcntl.ioctl(self._device, abi.GET_VCPU_MMAP_SIZE, 0), self.ram)
 
-    def close(self) -> None:
-        """Close every descriptor and give RAM back."""
-        if self._closed:
-            return
-        self._closed = True
-        for vcpu in self._vcpus:
-            vcpu.close()
+    def _release(self) -> None:
         os.close(self._fd)
         os.close(self._device)
-        self.ram.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class KvmVcpu:
@@ -135,8 +114,7 @@ class KvmVcpu:
     def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
         """Real mode, every segment base 0, as after reset but for CS."""
         self._open()
-        if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
-            raise BadInput("ip, sp", "are 16-bit offsets in real mode")
+        check_real_mode_start(ip, sp)
         self._settle()
         sregs = self._ioctl_read(abi.GET_SREGS, abi.SREGS_SIZE)
         for segment in (abi.CS, abi.DS, abi.ES, abi.FS, abi.GS, abi.SS):

@@ -16,16 +16,16 @@ This is the only file that imports Unicorn, which is licensed under the GPL, ver
 
 import contextlib
 import ctypes
-import struct
 import threading
 import time
-from typing import Any, Self
+from typing import Any
 
 import unicorn as uc
 from unicorn import x86_const as x86
 
+from vmlib.cpu import real_mode
 from vmlib.cpu.budget import Budget, Watchdog
-from vmlib.cpu.engine import REAL_MODE_SP, Registers
+from vmlib.cpu.engine import REAL_MODE_SP, BaseVm, Registers, check_real_mode_start
 from vmlib.cpu.exits import (
     BudgetSpent,
     EngineFailure,
@@ -43,8 +43,6 @@ from vmlib.memory import GuestRam
 VERSION = uc.__version__
 
 _NO_LIMIT = 1 << 62
-_DOUBLE_FAULT = 8
-_INVALID_OPCODE = 6
 _HLT = 0xF4
 _INS = (b"\x6c", b"\x6d")
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
@@ -68,39 +66,18 @@ _REGISTERS = {
 }
 
 
-class UnicornVm:
+class UnicornVm(BaseVm["UnicornVcpu"]):
     """A VM whose vCPU is Unicorn."""
 
     engine = "unicorn"
 
-    def __init__(self, ram: int | str) -> None:
-        self.ram = GuestRam(ram)
-        self._vcpu: UnicornVcpu | None = None
-        self._closed = False
-
-    def vcpu(self) -> "UnicornVcpu":
-        """Create the vCPU. There can be one on this engine so far."""
-        if self._closed:
-            raise BadInput("vm", "is closed")
-        if self._vcpu is not None:
+    def _new_vcpu(self) -> "UnicornVcpu":
+        if self.vcpus:
             raise Unsupported("this engine runs one vCPU per VM so far")
-        self._vcpu = UnicornVcpu(self.ram)
-        return self._vcpu
+        return UnicornVcpu(self.ram)
 
-    def close(self) -> None:
-        """Give the emulator and RAM back."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._vcpu is not None:
-            self._vcpu.close()
-        self.ram.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _release(self) -> None:
+        pass  # the emulator goes with its vCPU
 
 
 class UnicornVcpu:
@@ -136,8 +113,7 @@ class UnicornVcpu:
     def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
         """Real mode, every segment base 0, IDT limit 0xffff at 0 as after reset."""
         self._open()
-        if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
-            raise BadInput("ip, sp", "are 16-bit offsets in real mode")
+        check_real_mode_start(ip, sp)
         for register in _REGISTERS.values():
             self._uc.reg_write(register, 0)
         for name in ("CS", "DS", "ES", "SS", "FS", "GS"):
@@ -289,42 +265,31 @@ class UnicornVcpu:
         return Kicked()
 
     def _deliver(self, vector: int) -> Exit | None:
-        """Push FLAGS, CS and IP and jump through the real-mode vector table.
-
-        A vector beyond the table's limit is a double fault, and when that lies beyond it too
-        the CPU shuts down (SDM vol. 3A, 6.15, interrupt 8).
-        """
+        """Send the guest to its handler; return an exit where it has none."""
         self._forget_fault(vector)
-        _, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_IDTR)
-        wanted = vector
-        entry_size = 8 if self._uc.reg_read(x86.UC_X86_REG_CR0) & 1 else 4
-        if entry_size * (vector + 1) - 1 > limit:
-            wanted = _DOUBLE_FAULT
-            if entry_size * (wanted + 1) - 1 > limit:
-                return Shutdown(
-                    f"triple fault at {self._linear_ip():#x}: no gate for vector {vector}, "
-                    f"nor for the double fault (IDT limit {limit:#x})"
-                )
-        if entry_size == 8:
+        read, write = self._uc.reg_read, self._uc.reg_write
+        _, base, limit, _ = read(x86.UC_X86_REG_IDTR)
+        protected = read(x86.UC_X86_REG_CR0) & 1
+        size = real_mode.PROTECTED_ENTRY_SIZE if protected else real_mode.ENTRY_SIZE
+        gate = real_mode.find_gate(vector, limit, self._linear_ip(), size)
+        if isinstance(gate, Shutdown):
+            return gate
+        if protected:
             return EngineFailure("this engine delivers events in real mode only, so far")
-        flags = self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & 0xFFFF
-        cs = self._uc.reg_read(x86.UC_X86_REG_CS)
-        ip = self._uc.reg_read(x86.UC_X86_REG_EIP) & 0xFFFF
-        stack = self._uc.reg_read(x86.UC_X86_REG_SS) << 4
-        sp = self._uc.reg_read(x86.UC_X86_REG_SP)
-        entry = base + 4 * wanted
-        if entry + 4 > self._ram.size:
-            return Shutdown(f"the interrupt table at {base:#x} lies outside guest RAM")
-        for word in (flags, cs, ip):
-            sp = (sp - 2) & 0xFFFF
-            if stack + sp + 2 > self._ram.size:
-                return Shutdown(f"the stack at {stack + sp:#x} lies outside guest RAM")
-            self._ram.write(stack + sp, struct.pack("<H", word))
-        ip, cs = struct.unpack("<HH", self._ram.read(entry, 4))
-        self._uc.reg_write(x86.UC_X86_REG_SP, sp)
-        self._uc.reg_write(x86.UC_X86_REG_EFLAGS, flags & ~0x0300)  # TF and IF go off
-        self._uc.reg_write(x86.UC_X86_REG_CS, cs)
-        self._uc.reg_write(x86.UC_X86_REG_EIP, ip)
+        state = real_mode.State(
+            cs=read(x86.UC_X86_REG_CS),
+            ip=read(x86.UC_X86_REG_EIP) & 0xFFFF,
+            flags=read(x86.UC_X86_REG_EFLAGS) & 0xFFFF,
+            ss=read(x86.UC_X86_REG_SS),
+            sp=read(x86.UC_X86_REG_SP),
+        )
+        at_handler = real_mode.deliver(self._ram, gate, base, state)
+        if isinstance(at_handler, Shutdown):
+            return at_handler
+        write(x86.UC_X86_REG_SP, at_handler.sp)
+        write(x86.UC_X86_REG_EFLAGS, at_handler.flags)
+        write(x86.UC_X86_REG_CS, at_handler.cs)
+        write(x86.UC_X86_REG_EIP, at_handler.ip)
         return None
 
     def _forget_fault(self, vector: int) -> None:
@@ -374,7 +339,7 @@ class UnicornVcpu:
         engine.emu_stop()
 
     def _on_invalid(self, engine: Any, _: object) -> bool:
-        self._vector = _INVALID_OPCODE
+        self._vector = real_mode.INVALID_OPCODE
         engine.emu_stop()
         return False
 
