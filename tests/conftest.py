@@ -1,9 +1,11 @@
 """What all tests share: outside tools, check records, and the counting of skips."""
 
+import json
 import os
 import shutil
 import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,18 @@ def browser():
 def root():
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture
+def log_soak():
+    """`log_soak(what, seed, count)` keeps a long count for the status page (checks/soak.json)."""
+    path = ROOT / "checks/soak.json"
+
+    def log(what, seed, count):
+        runs = json.loads(path.read_text()) if path.is_file() else []
+        runs = [run for run in runs if run["what"] != what]
+        today = date.today().isoformat()
+        runs.append({"what": what, "seed": seed, "count": count, "date": today})
+        path.write_text(json.dumps(runs, indent=1) + "\n")
+
+    return log

@@ -205,3 +205,14 @@ def test_exercise_3_without_set_sregs(root, tmp_path):
     script.write_text("\n".join(kept))
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=20)
     assert "exit_reason 17" in ran.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.needs("unicorn", "kvm")
+def test_every_pair_of_operands_on_both_engines(log_soak):
+    with Machine("unicorn") as ours, Machine("kvm") as real:
+        for a in range(256):
+            for b in range(256):
+                guest = add_guest(a, b)
+                assert ours.load(guest).run() == real.load(guest).run(), (a, b)
+    log_soak("The first guest on the emulator and on /dev/kvm, every pair of operands", "", 65536)

@@ -35,8 +35,11 @@ def digest(root: Path, names: Iterable[str]) -> str:
 
 
 def code_key(root: Path) -> str:
-    """Return the key of what executed pages depend on."""
-    return digest(root, ["vmlib", "requirements.txt"])
+    """Return the key of what executed pages depend on: code, packages, and files beside a page."""
+    beside = (p for p in (root / "book").glob("*/**/*") if p.is_file() and p.suffix != ".md")
+    data = sorted(p.relative_to(root).as_posix() for p in beside)
+    own = [name for name in data if not name.startswith("book/_") and "/." not in name]
+    return digest(root, ["vmlib", "requirements.txt", *own])
 
 
 def look_key(root: Path) -> str:
