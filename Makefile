@@ -13,6 +13,9 @@ hash = $(firstword $(shell cksum $(1) pyproject.toml | cksum))
 BOOK := $(VENV)/.book-$(call hash,requirements.txt)
 DEV := $(VENV)/.dev-$(call hash,requirements.txt requirements-dev.txt)
 
+# Packages are installed uncompiled, which is quicker; what a build imports is compiled once, by it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: book test lab bench soak checks dist doctor clean guests labs picture
 .DEFAULT_GOAL := book
 
