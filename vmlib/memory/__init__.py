@@ -1,5 +1,39 @@
-"""The memory room: guest RAM so far."""
+"""The memory room: guest RAM, and the walk from a guest's address to it."""
 
+from vmlib.memory.paging import (
+    Access,
+    AccessRules,
+    Level,
+    PagingMode,
+    access_rules,
+    flag_names,
+    paging_mode,
+)
 from vmlib.memory.ram import GuestRam
+from vmlib.memory.walk import (
+    Fault,
+    TableMemory,
+    TableOutsideRam,
+    Walk,
+    WalkStep,
+    translate,
+    walk,
+)
 
-__all__ = ["GuestRam"]
+__all__ = [
+    "Access",
+    "AccessRules",
+    "Fault",
+    "GuestRam",
+    "Level",
+    "PagingMode",
+    "TableMemory",
+    "TableOutsideRam",
+    "Walk",
+    "WalkStep",
+    "access_rules",
+    "flag_names",
+    "paging_mode",
+    "translate",
+    "walk",
+]

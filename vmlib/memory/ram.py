@@ -8,6 +8,7 @@ copied between guest and reader. Guest-physical address 0 is byte 0 of the mappi
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,10 @@ class GuestRam:
         self._mapping = mmap.mmap(-1, self.size)
         self.hva = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         """Host virtual address of GPA 0, for the engine that maps these pages."""
+        self._words = memoryview(self._mapping).cast("Q")
+        self.watchers: list[Callable[[int, int], None]] = []
+        """Called with address and length after each `write`: an emulator that has translated what
+        stood there must know. Writes through `view` and `array` are seen by nobody."""
 
     def __len__(self) -> int:
         return self.size
@@ -52,9 +57,27 @@ class GuestRam:
         """Store `data` at guest-physical address `gpa`; all of it or, if it does not fit, none."""
         self._check(gpa, len(data))
         self._mapping[gpa : gpa + len(data)] = data
+        for tell in self.watchers:
+            tell(gpa, len(data))
+
+    def read_u64(self, gpa: int) -> int:
+        """Return the little-endian 64-bit word at `gpa`; quick where `gpa` is aligned."""
+        if gpa >= 0 and not gpa & 7:
+            try:
+                return self._words[gpa >> 3]
+            except (IndexError, ValueError):
+                pass  # outside, or closed: `read` says which
+        return int.from_bytes(self.read(gpa, 8), "little")
+
+    def write_u64(self, gpa: int, value: int) -> None:
+        """Store `value`, 0 to 2**64 - 1, as a little-endian 64-bit word at `gpa`."""
+        if not 0 <= value < 1 << 64:
+            raise BadInput("value", f"does not fit 64 bits: {value:#x}")
+        self.write(gpa, value.to_bytes(8, "little"))
 
     def close(self) -> None:
         """Give the pages back, or leave that to the last numpy view that still uses them."""
+        self._words.release()
         with contextlib.suppress(BufferError):
             self._mapping.close()
 
