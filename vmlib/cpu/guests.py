@@ -4,6 +4,9 @@
 which carries source line and bytes side by side. Readers need no assembler; `make guests` writes
 the listings again and the tests prove that the bytes come from the source. Bytes that a reader
 writes are given a listing by Capstone, where it is installed.
+
+Of NASM's listings this reads what our guests use: 16-, 32- and 64-bit code in one file, data,
+`%include`, and one section. No macros, and no references relative to another section.
 """
 
 import hashlib
@@ -19,21 +22,46 @@ IMAGES = Path(__file__).parent / "images"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One instruction of a guest: where it is, its bytes, its text and what it is for."""
+    """One instruction of a guest: where it is, its bytes, its text and what it is for.
+
+    `label` is the name that the source gives to the place, or empty; `bits` the width of the code.
+    `data` marks bytes that are not there to be executed.
+    """
 
     offset: int
     code: bytes
     text: str
     comment: str
+    label: str = ""
+    bits: int = 16
+    data: bool = False
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A program for a flat, real-mode start. The listing may be empty."""
+    """A program. The listing may be empty.
+
+    `at` is the only address where it runs, None if it runs anywhere. `entry` says how it starts:
+    ``"real"`` in real mode at its first byte, ``"multiboot"`` as a Multiboot loader starts it.
+    """
 
     name: str
     code: bytes
     listing: tuple[Line, ...]
+    at: int | None = None
+
+    @property
+    def entry(self) -> str:
+        """How it starts: an ELF file is for a Multiboot loader."""
+        return "multiboot" if self.code.startswith(b"\x7fELF") else "real"
+
+    def line(self, label: str) -> Line:
+        """Return the line that has a label."""
+        for line in self.listing:
+            if line.label == label:
+                return line
+        known = ", ".join(line.label for line in self.listing if line.label)
+        raise BadInput("label", f"{label!r} is not in {self.name}; there are {known or 'none'}")
 
     @cached_property
     def sha256(self) -> str:
@@ -54,8 +82,9 @@ def load_guest(name: str) -> Guest:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in IMAGES.glob("*.lst")))
         raise BadInput("guest", f"{name!r} is unknown; known are {known}")
-    listing = parse_listing(path.read_text(encoding="utf-8"))
-    return Guest(name, b"".join(line.code for line in listing), listing)
+    text = path.read_text(encoding="utf-8")
+    listing = parse_listing(text)
+    return Guest(name, b"".join(line.code for line in listing), listing, _origin(text))
 
 
 def add_guest(a: int = 200, b: int = 100) -> Guest:
@@ -74,31 +103,70 @@ def add_guest(a: int = 200, b: int = 100) -> Guest:
     return Guest("add", b"".join(line.code for line in lines), tuple(lines))
 
 
-_LISTING_LINE = re.compile(
-    r"\s*\d+ (?P<offset>[0-9A-F]{8}) (?P<code>[0-9A-F]+)\s+(?:\w+:)?\s*(?P<text>[^;]*?)\s*"
-    r"(?:;\s*(?P<comment>.*))?$"
+# Line number, offset and bytes if the line has any, depth of %include, source. A "-" goes on in
+# the next line; "<rep 1Fh>" stands for repetition.
+_LISTED = re.compile(
+    r"\s*\d+ (?:(?P<offset>[0-9A-F]{8}) (?P<code>[][0-9A-F]+)(?:<rep (?P<rep>[0-9A-F]+)h>)?"
+    r"(?P<more>-)?)?\s*(?:<\d+>)?\s*(?P<source>.*)"
 )
+_SOURCE = re.compile(
+    r"""(?:(?P<label>[.\w]+):)?\s*(?P<text>(?:"[^"]*"|'[^']*'|[^;"'])*?)\s*(?:;\s*(?P<comment>.*))?$"""
+)
+_DATA = re.compile(r"(times|align|d[bwdq])\b")
+_ORIGIN = re.compile(r"^\s*\d+\s+org (0x[0-9a-f]+)", re.MULTILINE)
 
 
 def parse_listing(text: str) -> tuple[Line, ...]:
-    """Return the instructions in a listing that `nasm -l` wrote."""
+    """Return the instructions and data in a listing that `nasm -l` wrote."""
+    origin = _origin(text) or 0
     lines: list[Line] = []
+    at, bits, label, scope, goes_on = 0, 16, "", "", False
     for raw in text.splitlines():
-        if match := _LISTING_LINE.match(raw):
-            lines.append(
-                Line(
-                    int(match["offset"], 16),
-                    bytes.fromhex(match["code"]),
-                    match["text"],
-                    match["comment"] or "",
-                )
-            )
-    at = 0
-    for line in lines:
-        if line.offset != at:
+        if not (listed := _LISTED.match(raw)):
+            continue
+        if not goes_on:
+            source = _SOURCE.match(listed["source"])
+            if source is None:
+                raise BadInput("listing", f"cannot be read: {raw!r}")
+            if name := source["label"]:
+                scope = scope if name[0] == "." else name
+                label = scope + name if name[0] == "." else name
+            if source["text"].startswith("bits "):
+                bits = int(source["text"][5:])
+        if not listed["offset"]:
+            continue
+        if int(listed["offset"], 16) != at:
             raise BadInput("listing", f"has a gap at offset {at:#x}")
-        at += len(line.code)
+        code = _bytes(listed["code"], origin) * int(listed["rep"] or "1", 16)
+        if goes_on:
+            lines[-1] = replace(lines[-1], code=lines[-1].code + code)
+        else:
+            assert source is not None
+            what, why = source["text"], source["comment"] or ""
+            lines.append(Line(at, code, what, why, label, bits, bool(_DATA.match(what))))
+            label = ""
+        goes_on = bool(listed["more"])
+        at += len(code)
     return tuple(lines)
+
+
+def _bytes(listed: str, origin: int) -> bytes:
+    """Return the bytes of a listing's column. Addresses stand in it in brackets, without origin."""
+    code = b""
+    for piece in re.findall(r"\[[0-9A-F]+\]|[0-9A-F]+", listed):
+        if piece[0] == "[":
+            address = bytes.fromhex(piece[1:-1])
+            value = int.from_bytes(address, "little") + origin
+            code += value.to_bytes(len(address), "little")
+        else:
+            code += bytes.fromhex(piece)
+    return code
+
+
+def _origin(text: str) -> int | None:
+    """Return the address after the source's `org`, or None if it has none."""
+    found = _ORIGIN.search(text)
+    return int(found[1], 16) if found else None
 
 
 def disassemble(code: bytes) -> tuple[Line, ...]:
