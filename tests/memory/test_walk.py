@@ -812,7 +812,7 @@ def _random_entry(rng, level, levels, pages, pdpte):
         if chance(2):
             entry |= 1 << rng.randrange(MAXPHYADDR, 52)
         if levels > 3:
-            entry |= rng.randrange(128) << 52
+            entry |= rng.randrange(2048) << 52
         elif chance(2):
             entry |= 1 << rng.randrange(52, 63)
     elif large:
@@ -833,7 +833,7 @@ def random_address(rng: random.Random, levels: int, indices: list[list[int]]) ->
     if gva >> top - 1:
         gva |= (1 << 64) - (1 << top)
     if rng.random() < 0.03:
-        gva ^= 1 << rng.randrange(top, 64)
+        gva ^= 1 << rng.randrange(top - 1, 64)
     return gva
 
 
