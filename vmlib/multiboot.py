@@ -72,7 +72,7 @@ def load(kernel: Kernel, ram: GuestRam, command_line: str = "") -> Loaded:
         if segment.end > ram.size:
             raise BadInput(
                 f"{kernel.name}, segment {number}",
-                f"needs memory up to {segment.end:#x}, and RAM ends at {ram.size:#x}; give --mem",
+                f"needs memory up to {segment.end:#x}, and RAM ends at {ram.size:#x}",
             )
     for segment in kernel.segments:
         data = kernel.image[segment.offset : segment.offset + segment.length]

@@ -61,6 +61,18 @@ def run_kernel(
     return status, serial.read_bytes()
 
 
+def run_typed(
+    code: bytes, at: int, typed: bytes, folder: Path, seconds: float = 20
+) -> tuple[int, bytes]:
+    """As `run_flat`, with bytes that arrive at the serial port; until the debug exit."""
+    rom = folder / "guest.rom"
+    rom.write_bytes(_rom(code, at))
+    command = [*_PC, "-bios", str(rom), "-cpu", "qemu64,-apic", "-serial", "stdio"]
+    command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
+    done = subprocess.run(command, input=typed, capture_output=True, timeout=seconds, check=False)
+    return done.returncode, done.stdout
+
+
 _PC = ["qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot"]
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from vmlib.devices import PicPair
+from vmlib.devices import Bus, PicPair
 from vmlib.errors import BadInput
 
 EOI = 0x20
@@ -297,6 +297,31 @@ def test_reset_is_power_on(pic):
     assert not pic.pending()
     pulse(pic, 4)
     assert pic.acknowledge() == 4, "base 0 until the guest says otherwise"
+
+
+def test_who_is_woken_may_use_the_controller_from_another_thread(pic):
+    """A wake that waits for the vCPU must not hold what the vCPU needs."""
+    read = []
+
+    def wake():
+        other = threading.Thread(target=lambda: read.append(pic.read(0x21, 1)))
+        other.start()
+        other.join(5)
+
+    pic.notify(wake)
+    pulse(pic, 4)
+    assert read == [0]
+
+
+def test_the_pair_is_two_devices_of_a_bus(pic):
+    bus = Bus("ports", 0x10000)
+    bus.attach(pic.ports(0x20), 0x20, 2)
+    bus.attach(pic.ports(0xA0), 0xA0, 2)
+    bus.write(0x21, 1, 0x12)
+    bus.write(0xA1, 1, 0x34)
+    assert (bus.read(0x21, 1), bus.read(0xA1, 1)) == (0x12, 0x34)
+    bus.reset()
+    assert (pic.read(0x21, 1), pic.read(0xA1, 1)) == (0, 0)
 
 
 def test_edges_from_many_threads_are_all_seen(pic):

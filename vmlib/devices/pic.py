@@ -26,15 +26,12 @@ _OCW3 = 0x08
 
 
 class Pic8259:
-    """One chip. `write` and `read` are its two ports; `changed` is called after each of them."""
+    """One chip; offsets 0 and 1 are its two ports. `cascade`: another one is on its line 2."""
 
+    name = "the interrupt controller"
     widest = 1
 
-    def __init__(
-        self, name: str, changed: Callable[[], None] = lambda: None, cascade: bool = False
-    ) -> None:
-        self.name = name
-        self._changed = changed
+    def __init__(self, cascade: bool = False) -> None:
         self._cascade = 1 << CASCADE if cascade else 0
         self.reset()
 
@@ -48,7 +45,6 @@ class Pic8259:
         self._expects: list[int] = []
         self._icw4 = 0
         self._rotate_on_auto_eoi = self._special_mask = self._poll = self._read_isr = False
-        self._changed()
 
     def set_line(self, line: int, level: bool) -> None:
         """Raise or lower an input; a rising edge is a request."""
@@ -89,9 +85,7 @@ class Pic8259:
         if self._poll:
             self._poll = False
             asks = self.request() is not None
-            value = self.acknowledge() | asks << 7 if asks else 0
-            self._changed()
-            return value
+            return self.acknowledge() | 0x80 if asks else 0
         if offset == 1:
             return self.imr
         return self.isr if self._read_isr else self.irr
@@ -109,7 +103,6 @@ class Pic8259:
             self._icw(self._expects.pop(0), value)
         else:
             self.imr = value
-        self._changed()
 
     def _initialise(self, icw1: int) -> None:
         self.irr = self.isr = self.imr = 0
@@ -166,23 +159,23 @@ class Pic8259:
 class PicPair:
     """The PC's two chips as one controller of 15 lines. Safe to use from several threads.
 
-    `first` and `second` are the devices for ports 0x20 and 0xa0; `pending`, `acknowledge`,
-    `set_irq` and `notify` are what a vCPU needs.
+    `pending`, `acknowledge`, `set_irq` and `notify` are what a vCPU needs; `read` and `write` take
+    port numbers, and `ports(PRIMARY)` and `ports(SECONDARY)` are the same for a bus.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._first = Pic8259(cascade=True)
+        self._second = Pic8259()
         self._asserted = False
         self._wakes: list[Callable[[], None]] = []
-        self.first = Pic8259("the interrupt controller", cascade=True)
-        self.second = Pic8259("the second interrupt controller")
-        self.first._changed = self.second._changed = self._update
 
     def reset(self) -> None:
         """Reset both chips."""
         with self._lock:
-            self.second.reset()
-            self.first.reset()
+            self._second.reset()
+            self._first.reset()
+            self._cascade()
 
     def pending(self) -> bool:
         """Say whether INT of the first chip is asserted."""
@@ -191,23 +184,25 @@ class PicPair:
     def acknowledge(self) -> int:
         """Return the vector of the most urgent request, now in service."""
         with self._lock:
-            line = self.first.acknowledge()
+            line = self._first.acknowledge()
             if line != CASCADE:
-                vector = self.first.base + line
+                vector = self._first.base + line
             else:
-                vector = self.second.base + self.second.acknowledge()
-                self.first.set_line(CASCADE, False)  # INT of the second falls during INTA
-            self._update()
-            return vector
+                vector = self._second.base + self._second.acknowledge()
+                self._first.set_line(CASCADE, False)  # INT of the second falls during INTA
+            rose = self._cascade()
+        self._wake(rose)
+        return vector
 
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower line 0 to 15; line 2 is taken by the second chip."""
         if not 0 <= line < LINES or line == CASCADE:
             raise BadInput("line", f"is 0 to 15 and not {CASCADE}, which is the cascade: {line}")
         with self._lock:
-            chip = self.first if line < 8 else self.second
+            chip = self._first if line < 8 else self._second
             chip.set_line(line & 7, level)
-            self._update()
+            rose = self._cascade()
+        self._wake(rose)
 
     def notify(self, wake: Callable[[], None]) -> None:
         """Have `wake()` called whenever INT becomes asserted."""
@@ -216,21 +211,56 @@ class PicPair:
     def read(self, port: int, size: int) -> int:
         """Read one of the four ports by its number."""
         with self._lock:
-            return self._chip(port).read(port & 1, size)
+            value = self._chip(port).read(port & 1, size)
+            rose = self._cascade()  # a poll is an acknowledge
+        self._wake(rose)
+        return value
 
     def write(self, port: int, size: int, value: int) -> None:
         """Write one of the four ports by its number."""
         with self._lock:
             self._chip(port).write(port & 1, size, value & 0xFF)
+            rose = self._cascade()
+        self._wake(rose)
+
+    def ports(self, base: int) -> "PicPorts":
+        """The two ports of one chip, for a bus."""
+        return PicPorts(self, base)
 
     def _chip(self, port: int) -> Pic8259:
-        return self.first if port & ~1 == PRIMARY else self.second
+        return self._first if port & ~1 == PRIMARY else self._second
 
-    def _update(self) -> None:
-        with self._lock:
-            self.first.set_line(CASCADE, self.second.request() is not None)
-            before, self._asserted = self._asserted, self.first.request() is not None
-            rose = self._asserted and not before
+    def _cascade(self) -> bool:
+        """Carry INT from chip to chip; return whether the processor's has become asserted."""
+        self._first.set_line(CASCADE, self._second.request() is not None)
+        before, self._asserted = self._asserted, self._first.request() is not None
+        return self._asserted and not before
+
+    def _wake(self, rose: bool) -> None:
+        # Never under the lock: who is woken may be waiting for it in a handler of its own.
         if rose:
             for wake in self._wakes:
                 wake()
+
+
+class PicPorts:
+    """The two ports of one chip of a pair, as a device of a bus."""
+
+    name = "the interrupt controller"
+    widest = 1
+
+    def __init__(self, pair: PicPair, base: int) -> None:
+        self._pair = pair
+        self._base = base
+
+    def read(self, offset: int, size: int) -> int:
+        """Read a port."""
+        return self._pair.read(self._base + offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write a port."""
+        self._pair.write(self._base + offset, size, value)
+
+    def reset(self) -> None:
+        """Reset the pair, which does no harm twice."""
+        self._pair.reset()

@@ -46,7 +46,7 @@ class Uart:
         self, sink: Callable[[bytes], object], irq: Callable[[bool], object] | None = None
     ) -> None:
         self._sink = sink
-        self._irq = irq
+        self.irq = irq
         self._level = False
         self._fifo: deque[int] = deque()
         self.reset()
@@ -141,7 +141,7 @@ class Uart:
         switched = (value ^ self._fcr) & FCR_ENABLE
         if switched or (value & FCR_ENABLE and value & FCR_CLEAR_RECEIVER):
             self._fifo.clear()
-        # The other bits can be set only together with the enabling one (data sheet, *FIFO Control Register*).
+        # The other bits can be set only together with the enabling one (*FIFO Control Register*).
         self._fcr = value & 0xC1 if value & FCR_ENABLE else 0
 
     def _set_modem_lines(self) -> None:
@@ -174,5 +174,5 @@ class Uart:
         level = self._cause() != IIR_NONE and bool(self._mcr & MCR_OUT2)
         if level != self._level:
             self._level = level
-            if self._irq is not None:
-                self._irq(level)
+            if self.irq is not None:
+                self.irq(level)
