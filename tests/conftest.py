@@ -12,6 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from box import why_not as why_no_box
+from box.fixture import box  # noqa: F401
 from checking import Checker
 
 from vmlib.cpu import probe
@@ -25,6 +27,8 @@ def _why_missing(tool: str) -> str:
     if tool in ("kvm", "unicorn"):
         status = probe(tool)
         return "" if status.usable else status.reason
+    if tool == "box":
+        return why_no_box()
     return "" if shutil.which(tool) else f"{tool} is not installed"
 
 
