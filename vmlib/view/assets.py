@@ -12,6 +12,7 @@ SCRIPTS = (
     "core.js",
     "frame.js",
     "experiment.js",
+    "choices.js",
     "scene_lanes.js",
     "model_add.js",
     "predict.js",

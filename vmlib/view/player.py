@@ -55,6 +55,8 @@ def player_data(
     ask: Sequence[Mapping[str, Any]] = (),
     checks: Sequence[str] = (),
     link: str | None = None,
+    choose: str | None = None,
+    choices: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the description of a player; `BadInput` names what is wrong in it."""
     if not is_name(name):
@@ -70,8 +72,10 @@ def player_data(
     for i, one in enumerate(ask):
         if "key" not in one or "question" not in one:
             raise BadInput(f"ask[{i}]", "needs a key and a question")
-        if model is None and "answer" not in one:
+        if model is None and not choices and "answer" not in one:
             raise BadInput(f"ask[{i}]", "needs an answer, since no model computes one")
+    keys = [str(one["key"]) for one in ask if "answer" not in one]
+    chosen = {"choose": choose, "choices": _choices(trace, choices, keys)} if choices else {}
     return {
         "type": "player",
         "name": name,
@@ -83,7 +87,27 @@ def player_data(
         "checks": list(checks),
         "link": link,
         "trace": pack(trace),
+        **chosen,
     }
+
+
+def _choices(
+    trace: Trace, choices: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the choices as data; the one that has `trace` itself carries no second copy of it."""
+    found = []
+    for i, one in enumerate(choices):
+        if not isinstance(one.get("label"), str) or not isinstance(one.get("trace"), Trace):
+            raise BadInput(f"choices[{i}]", "needs a label and a trace")
+        if missing := [key for key in keys if key not in one.get("answers", {})]:
+            raise BadInput(f"choices[{i}]", f"needs an answer to {missing[0]!r}")
+        if not 0 <= one.get("start", 0) < len(one["trace"].steps):
+            raise BadInput(f"choices[{i}].start", "is no step of its trace")
+        own = one["trace"] is trace
+        found.append({**one, "trace": None if own else pack(one["trace"])})
+    if found and sum(one["trace"] is None for one in found) != 1:
+        raise BadInput("choices", "must hold the figure's own trace, once")
+    return found
 
 
 def player_html(trace: Trace, *, name: str, **options: Any) -> str:
@@ -135,6 +159,9 @@ class Player(anywidget.AnyWidget):
     `link` a word that players moving together share. With `model`, `inputs` and `ask` the reader
     changes operands and commits a guess first: ``inputs=[{"key": "a", "label": "first", "value":
     200}]``, ``ask=[{"key": "output", "question": "What does it print?", "kind": "text"}]``.
+    With `choices` the reader picks one of several recordings, `trace` among them; `choose` is the
+    label of that control: ``choices=[{"label": "a page fault", "trace": trace, "start": 4,
+    "answers": {"exits": 0}, "because": "…"}]``.
     In a live notebook `index` follows the reader and can be set, and so can `trace`.
     """
 
@@ -155,6 +182,8 @@ class Player(anywidget.AnyWidget):
         ask: Sequence[Mapping[str, Any]] = (),
         checks: Sequence[str] = (),
         link: str | None = None,
+        choose: str | None = None,
+        choices: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._trace = trace
         self._options: dict[str, Any] = {
@@ -166,6 +195,8 @@ class Player(anywidget.AnyWidget):
             "ask": ask,
             "checks": checks,
             "link": link,
+            "choose": choose,
+            "choices": choices,
         }
         data = player_data(trace, **self._options)
         super().__init__(data=data, index=data["start"])
@@ -178,6 +209,7 @@ class Player(anywidget.AnyWidget):
     @trace.setter
     def trace(self, trace: Trace) -> None:
         self._options["start"] = min(self._options["start"] or 0, len(trace.steps) - 1)
+        self._options["choices"] = ()  # they were other recordings
         data = player_data(trace, **self._options)
         self._trace = trace
         self.index = data["start"]
