@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from kvm_guests import CODE, REAL_CODE, TABLES, boot, guest, take
+from kvm_guests import CODE, IF, REAL_CODE, TABLES, boot, guest, take
 
 from vmlib.cpu import (
     Budget,
@@ -141,15 +141,14 @@ def test_what_restore_brings_back():
 
 @kvm
 def test_an_interrupt_shadow_is_saved():
-    """After STI nothing is delivered before the next instruction is through."""
-    with guest("fb 90 f4") as vcpu:
-        assert vcpu.step() is None
+    """In the shadow of an STI nothing is delivered before the next instruction is through."""
+    with guest("90 90 f4", flags=IF) as vcpu:
         state = vcpu.save()
-        assert state.shadow
-        vcpu.step()
-        assert not vcpu.save().shadow
-        vcpu.restore(state)
+        assert not state.shadow
+        vcpu.restore(replace(state, shadow=True))
         assert vcpu.save().shadow
+        assert vcpu.step() is None
+        assert not vcpu.save().shadow
 
 
 @pytest.mark.needs("kvm", "unicorn")
@@ -209,12 +208,22 @@ def test_registers_in_the_midst_of_a_string_instruction():
 
 
 @kvm
-def test_a_new_start_forgets_a_string_instruction():
-    with guest("b9 ff ff ba 10 00 f3 6e f4") as vcpu:
+@pytest.mark.parametrize(
+    "code",
+    ["b9 ff ff ba 10 00 f3 6e f4", "b8 00 f0 8e d8 b9 ff ff f3 a4 f4"],
+    ids=["outsb", "movsb"],
+)
+def test_a_new_start_forgets_a_string_instruction(code):
+    """rep outsb, and rep movsb from where there is no RAM: each item is an exit."""
+    with open_vm("kvm", "64K") as vm:
+        vcpu = boot(vm, code)
         vcpu.run()
-        vcpu.start_real_mode(REAL_CODE + 8)
+        finish, finished = vcpu._finish, []
+        vcpu._finish = lambda: finished.append(finish())
+        vcpu.start_real_mode(REAL_CODE + len(bytes.fromhex(code)) - 1)
+        assert len(finished) < 4, "65535 items are not gone through one by one"
         assert vcpu.run() == Halt()
-        assert vcpu.registers() == Registers(rip=REAL_CODE + 9, rsp=0x0F00)
+        assert vcpu.registers().rcx == 0
 
 
 @kvm

@@ -119,6 +119,25 @@ def test_packing_and_unpacking_are_inverse():
         events = kvm_state.pack_events(vector, shadow, 0)
         assert kvm_state.unpack_events(events) == (vector, shadow)
     assert kvm_state.pack_segment(UNUSABLE)[-2:] == b"\1\0"
+    marked = kvm_state.pack_segment(Segment())[:-2] + b"\1\0"  # present, and yet unusable
+    assert not kvm_state.unpack_segment(marked).present
+
+
+def test_only_state_in_use_is_marked():
+    """Components 2 (AVX) and 9 of a made-up CPUID; 11 is for XSAVES alone."""
+    table = kvm_abi.CPUID_HEAD.pack(4, 0)
+    for number, size, offset, ecx in [(2, 256, 576, 0), (9, 8, 2688, 0), (11, 16, 0, 1)]:
+        table += kvm_abi.CPUID_ENTRY.pack(0xD, number, 1, size, offset, ecx, 0)
+    table += kvm_abi.CPUID_ENTRY.pack(0xB, 2, 1, 8, 600, 0, 0)
+    places = kvm_state.xsave_components(table)
+    assert places == {2: (576, 256), 9: (2688, 8)}
+    area = bytearray(4096)
+    area[512:514] = b"\x07\x02"  # XSTATE_BV: x87, SSE, AVX, component 9
+    assert kvm_state.forget_initial(area[:], places)[512:514] == b"\x03\0"
+    area[831] = 1
+    assert kvm_state.forget_initial(area[:], places)[512:514] == b"\x07\0"
+    area[2688] = 1
+    assert kvm_state.forget_initial(area[:], places) == area
 
 
 def test_diagnosis_changes_nothing():

@@ -204,19 +204,18 @@ def test_msrs_can_be_watched_without_changing_anything():
 
 @kvm
 def test_msrs_can_be_answered_and_refused():
-    """The same; EFER reads as 0x77, and what nobody knows as 0x1234."""
+    """The same; EFER reads with SCE set, its write is refused; what nobody knows reads 0x1234."""
     with guest(MSRS, bits=64, gates=GP) as vcpu:
         vcpu.intercept("msr")
         assert vcpu.run() == MsrRead(EFER)
         with pytest.raises(BadInput, match="reads 8 byte"):
             vcpu.complete(b"\0")
-        vcpu.complete((0x77).to_bytes(8, "little"))
-        assert vcpu.run() == IoOut(0x10, 1, b"\x77")
-        assert vcpu.run() == MsrWrite(EFER, 0x77)
-        before = vcpu._file.system().efer
+        vcpu.complete((0x501).to_bytes(8, "little"))
+        assert vcpu.run() == IoOut(0x10, 1, b"\1")
+        assert vcpu.run() == MsrWrite(EFER, 0x501)
         vcpu.refuse()
-        assert vcpu.run() == IoOut(13, 1, b"\x77"), "the fault's handler"
-        assert vcpu.system().efer == before
+        assert vcpu.run() == IoOut(13, 1, b"\1"), "the fault's handler"
+        assert not vcpu.system().efer & EFER_SCE
     with guest("b9 99 88 00 00 0f 32 e7 10", bits=64, gates=GP) as vcpu:
         vcpu.intercept("msr")
         vcpu.run()

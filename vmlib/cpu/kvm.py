@@ -23,7 +23,7 @@ from vmlib.cpu.kvm_calls import call
 from vmlib.cpu.kvm_file import VcpuFile
 from vmlib.cpu.kvm_vcpu import KvmVcpu
 from vmlib.errors import BadInput, HostUnavailable
-from vmlib.units import format_size
+from vmlib.units import format_size, parse_size
 
 __all__ = ["KvmDoorbell", "KvmVcpu", "KvmVm", "open_device"]
 
@@ -98,13 +98,13 @@ class KvmVm(BaseVm[KvmVcpu]):
     engine = "kvm"
 
     def __init__(self, ram: int | str) -> None:
+        if parse_size(ram, "ram") > IDENTITY_MAP:
+            raise BadInput("ram", f"ends at {IDENTITY_MAP:#x} at most, where KVM has its pages")
         super().__init__(ram)
         self._irqchip = False
         self._doorbells: list[KvmDoorbell] = []
         with ExitStack() as undo:
             undo.callback(self.ram.close)
-            if self.ram.size > IDENTITY_MAP:
-                raise BadInput("ram", f"ends at {IDENTITY_MAP:#x} at most, where KVM has its pages")
             self._device = open_device()
             undo.callback(os.close, self._device)
             self._fd = self._ask("create a VM", self._device, abi.CREATE_VM, 0)
@@ -178,6 +178,7 @@ class KvmVm(BaseVm[KvmVcpu]):
             raise HostUnavailable("this KVM lacks KVM_CAP_IMMEDIATE_EXIT", "Use a Linux >= 4.12")
         self._page_size = call(self._device, abi.GET_VCPU_MMAP_SIZE, 0)
         self._cpuid = self._supported_cpuid()
+        self._components = kvm_state.xsave_components(self._cpuid)
         self._ask(
             "set the identity map", self._fd, abi.SET_IDENTITY_MAP_ADDR, abi.U64.pack(IDENTITY_MAP)
         )
@@ -208,7 +209,14 @@ class KvmVm(BaseVm[KvmVcpu]):
             self._ask("set CPUID", fd, abi.SET_CPUID2, cpuid)
             page = mmap.mmap(fd, self._page_size)
             undo.callback(page.close)
-            made = KvmVcpu(index, VcpuFile(fd), page, self.ram, self._irqchip, self._intercept_msrs)
+            made = KvmVcpu(
+                index,
+                VcpuFile(fd, self._components),
+                page,
+                self.ram,
+                self._irqchip,
+                self._intercept_msrs,
+            )
             undo.pop_all()
         return made
 

@@ -93,8 +93,9 @@ class KvmEntry(BaseVcpu):
         if self._closed:
             return
         self._closed = True
-        self._fast = NOBODY
+        self._tune()
         while self._inside not in (0, threading.get_native_id()):
+            self._tune()  # again: that thread may just have done so, and not have seen the end
             self._kicked = True
             self._leave()
             time.sleep(0.001)
@@ -109,7 +110,7 @@ class KvmEntry(BaseVcpu):
 
     def _thinks(self) -> bool:
         """Say whether the next entry has more to it than KVM_RUN."""
-        return bool(self._watchdog or self._ahead or self._msr_write)
+        return bool(self._watchdog or self._ahead or self._msr_write or self._closed)
 
     # --- KVM_RUN ------------------------------------------------------------------------------
 

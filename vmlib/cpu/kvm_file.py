@@ -19,8 +19,9 @@ MAX_BREAKPOINTS = 4
 class VcpuFile:
     """What KVM_CREATE_VCPU returned."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, components: dict[int, tuple[int, int]]) -> None:
         self.fd = fd
+        self._components = components  # of an XSAVE area
 
     def registers(self) -> Registers:
         """General registers, RIP, RFLAGS."""
@@ -102,11 +103,12 @@ class VcpuFile:
         """All of it."""
         interrupt, shadow = kvm_state.unpack_events(self._events())
         (mp_state,) = abi.U32.unpack(read(self.fd, abi.GET_MP_STATE, abi.U32.size))
+        xsave = read(self.fd, abi.GET_XSAVE, abi.XSAVE_SIZE)
         msrs = ((index, self.msr(index)) for index in kvm_state.MSRS)
         return VcpuState(
             registers=self.registers(),
             system=self.system(),
-            xsave=bytes(read(self.fd, abi.GET_XSAVE, abi.XSAVE_SIZE)),
+            xsave=kvm_state.forget_initial(xsave, self._components),
             msrs=tuple((index, value) for index, value in msrs if value is not None),
             debug=kvm_state.unpack_debug(read(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS.size)),
             interrupt=interrupt,

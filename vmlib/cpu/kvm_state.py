@@ -6,6 +6,8 @@ Nothing here talks to the kernel: bytes in, facts out, and the other way round. 
 Left out: SMM, nested virtualization, and everything that belongs to an irqchip.
 """
 
+from collections.abc import Iterator
+
 from vmlib.cpu import kvm_abi as abi
 from vmlib.cpu.state import REGISTER_NAMES, Registers, Segment, SystemRegisters, Table
 
@@ -29,6 +31,7 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES_AT = len(_SEGMENTS) * abi.SEGMENT.size
 _TAIL_AT = _TABLES_AT + 2 * abi.DTABLE.size
 APIC_BASE_AT = _TAIL_AT + 6 * 8
+_XSTATE_BV = 512
 _SHADOW_MOV_SS, _SHADOW_STI = 1, 2
 _FLAG_IF = 1 << 9
 
@@ -149,6 +152,33 @@ def unpack_debug(raw: bytes | bytearray) -> tuple[int, ...]:
     return tuple(abi.DEBUGREGS.unpack(raw)[:6])
 
 
+def xsave_components(cpuid: bytes) -> dict[int, tuple[int, int]]:
+    """Return where the components of an XSAVE area lie: bit number to (offset, size).
+
+    From CPUID leaf 0xd of a table (head and entries), subleaf n for component n; those that only
+    XSAVES knows (ECX bit 0) have no place in the standard format (Intel SDM vol. 1, 13.4.3).
+    """
+    places = {}
+    for leaf, number, _, size, offset, ecx, _ in _entries(cpuid):
+        if leaf == 0xD and number >= 2 and size and not ecx & 1:
+            places[number] = (offset, size)
+    return places
+
+
+def forget_initial(xsave: bytearray, places: dict[int, tuple[int, int]]) -> bytes:
+    """Return the area with XSTATE_BV bits only for what is not as after reset.
+
+    KVM sets the bit of whatever the guest may use. Beyond x87 and SSE the state after reset is
+    zero (Intel SDM vol. 1, 13.6), and an area that says so can be restored where AVX is unknown.
+    """
+    (used,) = abi.U64.unpack_from(xsave, _XSTATE_BV)
+    for number, (offset, size) in places.items():
+        if offset + size <= len(xsave) and not any(xsave[offset : offset + size]):
+            used &= ~(1 << number)
+    abi.U64.pack_into(xsave, _XSTATE_BV, used)
+    return bytes(xsave)
+
+
 def number_cpuid(table: bytes, index: int) -> bytes:
     """Return a CPUID table (head and entries) in which the APIC id is the vCPU's number.
 
@@ -156,11 +186,14 @@ def number_cpuid(table: bytes, index: int) -> bytes:
     CPUID). KVM does not fill it in.
     """
     made = bytearray(table[: abi.CPUID_HEAD.size])
-    for entry in abi.CPUID_ENTRY.iter_unpack(table[abi.CPUID_HEAD.size :]):
-        leaf, subleaf, flags, eax, ebx, ecx, edx = entry
+    for leaf, subleaf, flags, eax, ebx, ecx, edx in _entries(table):
         if leaf == 1:
             ebx = ebx & 0x00FFFFFF | (index & 0xFF) << 24
         elif leaf in (0xB, 0x1F):
             edx = index
         made += abi.CPUID_ENTRY.pack(leaf, subleaf, flags, eax, ebx, ecx, edx)
     return bytes(made)
+
+
+def _entries(table: bytes) -> Iterator[tuple[int, ...]]:
+    return abi.CPUID_ENTRY.iter_unpack(table[abi.CPUID_HEAD.size :])
