@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from vmlib.cpu import add_guest, load_guest
+from vmlib.__main__ import main
+from vmlib.cpu import EngineStatus, add_guest, load_guest
+from vmlib.cpu.oddities import ODDITIES
 from vmlib.trace import Trace
 
 pytestmark = pytest.mark.needs("unicorn")
@@ -207,3 +210,17 @@ def test_doctor_prints_what_each_engine_can():
     assert rows["instructions"] == ["yes", "no"]
     assert rows["avx"] == ["no", "yes"]
     assert "instructions, kvm: KVM runs the guest on the CPU itself" in said
+
+
+def test_doctor_prints_the_oddities_of_this_kvm_and_of_no_other(capsys, monkeypatch):
+    status = EngineStatus("kvm", True, "Linux 6.1 (kvm_pvm)")
+    monkeypatch.setattr("vmlib.__main__.probe", lambda engine: status)
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert "this host's KVM (kvm_pvm) is not what the manuals say" in said
+    assert ODDITIES[0].what in said
+    monkeypatch.setattr(
+        "vmlib.__main__.probe", lambda engine: replace(status, version="Linux 6.1 (kvm_amd)")
+    )
+    main(["doctor"])
+    assert "manuals" not in capsys.readouterr().out

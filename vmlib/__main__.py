@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from vmlib.cpu import CAPABILITIES, ENGINES, Budget, Guest, Halt, probe
+from vmlib.cpu import CAPABILITIES, ENGINES, Budget, Guest, Halt, oddities, probe
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 from vmlib.machine import CRASHED, FAILED, SPENT, Machine
 from vmlib.units import parse_size
@@ -118,9 +118,8 @@ def doctor() -> int:
         print(f"  {engine:8} {'yes' if status.usable else 'no':4} {status.version}".rstrip())
         if not status.usable:
             print(f"           {status.reason}.\n           {status.fix}.")
-    if "kvm_pvm" in probe("kvm").version:
-        print("           kvm_pvm runs ring 0 of a guest in a software emulator: slow, same exits.")
     _capabilities()
+    _oddities(probe("kvm").version)
     print("\nTools for outside checks")
     for tool, package in OUTSIDE_TOOLS.items():
         found = shutil.which(tool)
@@ -141,6 +140,15 @@ def _capabilities() -> None:
         print(f"  {one.name:19}{answers}   {one.what}")
     for reason in reasons:
         print(textwrap.fill(reason, 98, initial_indent="  ", subsequent_indent="    "))
+
+
+def _oddities(kvm: str) -> None:
+    """Print where this host's KVM is not what the manuals say, if it is not."""
+    if found := oddities.present(kvm):
+        print(f"\nWhere this host's KVM ({found[0].module}) is not what the manuals say")
+    for one in found:
+        text = f"{one.what}; the rule: {one.rule}."
+        print(textwrap.fill(text, 98, initial_indent="  ", subsequent_indent="    "))
 
 
 def main(argv: list[str] | None = None) -> int:

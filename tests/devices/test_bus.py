@@ -62,6 +62,19 @@ def test_an_access_over_a_border_is_split_into_bytes_for_each_owner(bus):
     assert bus.read(0x100, 4) == 0x00FF0100
 
 
+def test_an_access_that_begins_with_nobody_reaches_its_neighbour(bus):
+    right = Memo("right", 4)
+    bus.attach(right, 0x102, 1)
+    bus.write(0x100, 4, 0x44332211)
+    assert right.log == [("write", 0, 1, 0x33)]
+    assert bus.stray_writes == 3
+
+
+def test_the_last_address_is_one(bus):
+    bus.attach(Memo(), 0xFFFF, 1)
+    assert bus.read(0xFFFF, 1) == 0
+
+
 def test_a_device_cannot_answer_wider_than_it_was_asked(bus):
     device = Memo()
     device.read = lambda offset, size: 0x1FF
@@ -72,7 +85,11 @@ def test_a_device_cannot_answer_wider_than_it_was_asked(bus):
 @pytest.mark.parametrize(("first", "count"), [(0x3F0, 9), (0x3FF, 1), (0x3F8, 8), (0x300, 0x200)])
 def test_an_overlap_names_both(bus, first, count):
     bus.attach(Memo("the serial port"), 0x3F8, 8)
-    with pytest.raises(BadInput, match=r"ports of intruder.*overlaps the serial port at 0x3f8"):
+    with pytest.raises(
+        BadInput,
+        match=f"ports of intruder: {first:#x}..{first + count - 1:#x} overlaps the serial port at "
+        "0x3f8..0x3ff",
+    ):
         bus.attach(Memo("intruder"), first, count)
     assert len(bus.claims) == 1
 

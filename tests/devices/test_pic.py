@@ -267,6 +267,9 @@ def test_irr_or_isr_stays_chosen(pic):
     pic.acknowledge()
     pulse(pic, 6)
     assert [irr(pic), pic.read(0x20, 1), isr(pic), pic.read(0x20, 1)] == [0x40, 0x40, 2, 2]
+    irr(pic)
+    pic.write(0x20, 1, 0x09)  # RIS without RR chooses nothing
+    assert pic.read(0x20, 1) == 0x40
 
 
 def test_eoi_with_nothing_in_service_does_nothing(pic):

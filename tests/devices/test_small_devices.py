@@ -77,6 +77,19 @@ def test_fw_cfg_takes_only_whole_keys_at_the_selector(fw_cfg):
 
 def test_fw_cfg_selector_cannot_be_read(fw_cfg):
     assert fw_cfg.read(0, 2) == 0xFFFF
+    assert fw_cfg.read(0, 1) == 0xFF
+
+
+def test_fw_cfg_gives_bytes_and_nothing_wider(fw_cfg):
+    assert fw_cfg.read(1, 2) == 0xFFFF
+    assert fw_cfg.read(1, 1) == ord("Q"), "and that read did not count"
+
+
+def test_fw_cfg_selects_the_signature_after_reset(fw_cfg):
+    assert fw_cfg.read(1, 1) == ord("Q")
+    item(fw_cfg, 5, 1)
+    fw_cfg.reset()
+    assert fw_cfg.read(1, 1) == ord("Q")
 
 
 def test_fw_cfg_more_items():

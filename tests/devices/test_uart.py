@@ -116,6 +116,40 @@ def test_clearing_or_switching_off_the_fifo_empties_it(board, command):
     assert not board[LSR] & LSR_READY
 
 
+def test_setting_the_trigger_again_keeps_what_was_received(board):
+    board[IIR_FCR] = 1
+    board.uart.receive(b"ab")
+    board[IIR_FCR] = 0x81
+    assert (board[RBR_THR], board[RBR_THR]) == (ord("a"), ord("b"))
+
+
+def test_what_is_not_enabled_does_not_interrupt(board):
+    board[MCR] = LOOP | OUT2  # modem deltas, and then each of the other causes
+    board[RBR_THR] = 1
+    board[RBR_THR] = 2
+    assert board[LSR] & LSR_OVERRUN
+    assert (board.levels, board[IIR_FCR]) == ([], 0x01)
+
+
+@pytest.mark.parametrize(("command", "level"), [(0x01, 1), (0x41, 4), (0x81, 8), (0xC1, 14)])
+def test_the_four_trigger_levels(board, command, level):
+    board[IER] = 0x01
+    board[IIR_FCR] = command
+    board.uart.receive(bytes(level - 1))
+    assert board[IIR_FCR] & 0x0F == (0x0C if level > 1 else 0x01)
+    board.uart.receive(b"x")
+    assert board[IIR_FCR] & 0x0F == 0x04
+
+
+def test_modem_lines_that_do_not_move_make_no_delta(board):
+    board[MCR] = 0x03  # without loopback the outputs reach nobody here
+    assert board[MSR] == 0xB0
+    board[MCR] = LOOP | 0x02
+    board[MSR]
+    board[MCR] = LOOP | 0x02
+    assert board[MSR] == 0x10
+
+
 def test_loopback_turns_bytes_round_and_nothing_leaves(board):
     board[MCR] = LOOP
     board[RBR_THR] = 0x5A
