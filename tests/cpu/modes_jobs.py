@@ -8,13 +8,20 @@ from vmlib.cpu.falls import FALLS, RAM, fall_guest, user_address
 
 BASELINE = "none"
 """The guest of the falls, made to begin where it prints: it does all they do, and does not fall."""
+MOVED = "moved"
+"""The page fault, with a handler that maps nothing and changes the address instead: exercise 3."""
 
 
 def guest_of(name: str) -> Guest:
     """A guest of the falls by name, or the one that does not fall."""
-    if name != BASELINE:
+    if name not in (BASELINE, MOVED):
         return fall_guest(name)
     guest = fall_guest("page")
+    if name == MOVED:
+        handler = guest.line("on_pf")
+        address = user_address(guest, "letter").to_bytes(4, "little")
+        other = (b"\xbe" + address).ljust(len(handler.code), b"\x90")  # mov esi, address
+        return replace(guest, code=guest.code.replace(handler.code, other))
     was, now = (user_address(guest, label).to_bytes(4, "little") for label in ("page_fault", "say"))
     assert guest.code.count(b"\x68" + was) == 1
     return replace(guest, code=guest.code.replace(b"\x68" + was, b"\x68" + now))

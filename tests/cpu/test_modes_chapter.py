@@ -1,17 +1,19 @@
 """The chapter on modes, exceptions and interrupts: its figures and its claims, held against
 KVM in a box, /dev/kvm on this host, and QEMU's emulator."""
 
+import json
 from dataclasses import replace
 
 import modes_jobs
 import pytest
 import qemu
 from box import Job
-from modes_jobs import BASELINE, NAMES, guest_of, run_fall, trace_of
+from modes_jobs import BASELINE, MOVED, NAMES, guest_of, run_fall, trace_of
 
 from vmlib.cpu import Budget, Debug, Guest, IoOut, load_guest, open_vm, probe
 from vmlib.cpu.fall_trace import record_fall
 from vmlib.cpu.falls import FALLS, RAM, fall_guest, kernel_address, start_fall, user_address
+from vmlib.cpu.gate_problems import gate_problem
 from vmlib.cpu.gate_trace import RECORDABLE, record_delivery
 from vmlib.errors import BadInput
 from vmlib.trace import Trace
@@ -83,14 +85,11 @@ def test_the_inside_of_a_fall_ends_where_the_vcpu_ends(name):
         assert shown["SS"] == hex(system.ss.selector)
         assert shown["CPL"] == str(system.ss.dpl) == "0"
         assert shown["CR2"] == hex(system.cr2)
-        words = [row for row in trace.steps[-1].state["code"] if row[2].startswith("stack: ")]
-        assert len(words) == (6 if name in ("page", "protection") else 5)
-        for address, data, what in words:
-            in_ram = vm.ram.read(int(address, 16) - 0x600000, 8)
-            if what == "stack: RFLAGS":  # RF is in the frame only
-                in_ram = in_ram[:2] + bytes([in_ram[2] & ~1]) + in_ram[3:]
-                data = data[:6] + f"{int(data[6:8], 16) & ~1:02x}" + data[8:]
-            assert bytes.fromhex(data) == in_ram, what
+        frame = [row for row in trace.steps[-1].state["code"] if row[0].startswith("0x60")]
+        assert len(frame) == (6 if name in ("page", "protection") else 5)
+        for address, what, value in frame:
+            in_ram = vm.ram.read_u64(int(address, 16) - 0x600000)
+            assert hex(in_ram) == value, what
 
 
 @pytest.mark.needs("unicorn")
@@ -124,7 +123,7 @@ def test_a_fall_costs_no_exit_as_the_kernel_counts_them(box, check):
     jobs = [
         Job(f"{npt}-{name}", "modes_jobs:run_fall", ["kvm", name], npt=npt)
         for npt in COST
-        for name in names
+        for name in [*names, MOVED]
     ]
     done = box.run(jobs)
     assert not [one.error for one in done.values() if one.error]
@@ -154,6 +153,9 @@ def test_a_fall_costs_no_exit_as_the_kernel_counts_them(box, check):
                 if npt or said:
                     record.show(f"VM exits for {TITLES[name]}, {paging}", words(said), words(more))
                 record.case(said, more, f"{name}, npt={npt}")
+        moved = {k: n - base.get(k, 0) for k, n in exits(done[f"0-{MOVED}"]).items()}
+        record.case({"PF excp": 1}, {k: n for k, n in moved.items() if n}, "exercise 3")
+        record.case(done[f"0-{MOVED}"].value["printed"], "F\n", "exercise 3 prints")
         end = done["1-triple"].events["kvm_exit"]
         record.show(f"VM exits for {TITLES['triple']}", 1, end.get("shutdown", 0))
 
@@ -315,6 +317,60 @@ def test_the_kernels_stack_is_not_where_it_is_in_ram():
 
 
 @pytest.mark.needs("unicorn")
+def test_exercise_1_a_handler_that_forgets_the_error_code():
+    guest = fall_guest("page")
+    with open_vm("unicorn", RAM) as vm:
+        vcpu = start_fall(vm, guest)
+        forgets = kernel_address(guest, "on_pf") + len(guest.line("on_pf").code)
+        vm.ram.write(forgets, b"\x90" * 4)  # in place of: add rsp, 8
+        protection = kernel_address(guest, "on_gp") + len(guest.line("on_gp").code)
+        vcpu.breakpoints([protection])
+        assert vcpu.run() == Debug(protection)
+        frame = vcpu.registers().rsp - 0x600000
+        error_code, rip, cs = (vm.ram.read_u64(frame + 8 * k) for k in range(3))
+    assert rip == forgets + 4, "the IRETQ itself has failed"
+    assert cs == 0x18, "in ring 0"
+    assert error_code == 0x4010E2 & 0xFFFC, "for RIP is no selector"
+
+
+@pytest.mark.needs("unicorn")
+def test_exercise_2_a_gate_by_hand():
+    guest = fall_guest("int")
+    refused = kernel_address(guest, "on_gp") + len(guest.line("on_gp").code)
+    for rights, end in (("ee", IoOut(0x3F8, 1, b"S")), ("8e", Debug(refused))):
+        with open_vm("unicorn", RAM) as vm:
+            vcpu = start_fall(vm, guest)
+            gate = bytes.fromhex(f"0000 1800 00 {rights} 0000 00000000 00000000")
+            handler = kernel_address(guest, "on_80").to_bytes(2, "little")
+            vm.ram.write(kernel_address(guest, "gate_128"), handler + gate[2:])
+            vcpu.breakpoints([refused])
+            assert vcpu.run() == end
+            if rights == "8e":
+                assert vm.ram.read_u64(vcpu.registers().rsp - 0x600000) == 0x80 * 8 + 2
+
+
+@pytest.mark.needs("unicorn")
+def test_exercise_3_a_handler_that_maps_nothing():
+    assert run_fall("unicorn", MOVED)["printed"] == "F\n"
+
+
+@pytest.mark.needs("unicorn")
+def test_gate_problems_are_the_same_for_everybody_and_marked_by_delivering():
+    problem = gate_problem(1)
+    assert problem == gate_problem(1)
+    assert problem.mark() == "Problem 1: not answered yet"
+    assert problem.mark("#np", 0x80 * 8 + 2 + 1) == (
+        "Problem 1: exception: right; error code: right"
+    )
+    assert problem.mark("NP", 0).endswith("error code: not what the processor pushes")
+    assert "not what the processor does" in problem.mark("none")
+    found = {gate_problem(seed)._delivered[0] for seed in range(30)}
+    assert found == {"none", "#GP", "#NP"}
+    with pytest.raises(BadInput, match="seed"):
+        gate_problem(-1)
+
+
+@pytest.mark.needs("unicorn")
 def test_the_triple_fault_says_what_happened():
     with open_vm("unicorn", RAM) as vm:
         last = start_fall(vm, fall_guest("triple")).run()
@@ -326,3 +382,49 @@ def test_the_triple_fault_says_what_happened():
 def test_jobs_are_what_the_box_imports():
     assert modes_jobs.run_fall.__module__ == "modes_jobs"
     assert kernel_address(guest_of(BASELINE), "drop") == kernel_address(guest_of("page"), "drop")
+
+
+# --- the lab: its exercises have solutions -----------------------------------------------------
+
+
+def lab_cell(root, start):
+    """The source of the lab's cell that defines something."""
+    notebook = json.loads((root / "labs/cpu/modes.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    (found,) = (cell for cell in cells if start in cell)
+    return found
+
+
+@pytest.fixture
+def lab(root):
+    """The lab's own functions."""
+    names = {}
+    exec(lab_cell(root, "friendly_errors()"), names)
+    exec(lab_cell(root, "def land("), names)
+    exec(lab_cell(root, "everything = {"), names)
+    return names
+
+
+@pytest.mark.needs("unicorn")
+def test_the_labs_table_of_spoiled_gates_can_be_answered(lab, root, capsys):
+    answers = ["F", "D", "D", "F", "D", "D", "SHUTDOWN", "SHUTDOWN"]
+    cell = lab_cell(root, "mine = dict.fromkeys(spoiled)")
+    solved = cell.replace("dict.fromkeys(spoiled)", f"dict(zip(spoiled, {answers}))")
+    capsys.readouterr()
+    exec(solved, lab)
+    assert [line.rsplit(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["right"] * 8
+
+
+@pytest.mark.needs("unicorn")
+@pytest.mark.parametrize("seed", [1, 2, 25])
+def test_the_labs_system_calls_can_be_made(lab, root, capsys, seed):
+    lab["SEED"] = seed
+    letter = f"{ord('a') + seed * 7 % 26:02x}"
+    capsys.readouterr()
+    cell = lab_cell(root, "def by_int").replace("48 cf  ", f"b0 {letter} 48 cf  ")
+    exec(cell.replace("gate(0x2000)", "gate(0x2000, rights=0xEE)"), lab)
+    exec(lab_cell(root, "def by_syscall").replace("48 0f 07", f"b0 {letter} 48 0f 07"), lab)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == ["that is it"] * 2
+    exec(cell, lab)
+    assert "not it yet" in capsys.readouterr().out, "a gate that ring 3 may not use"

@@ -8,7 +8,6 @@ makes two steps: the attempt, and the fall. What happens within the fall is in `
 import platform
 from typing import Any
 
-from vmlib.cpu.budget import Budget
 from vmlib.cpu.engine import Vcpu
 from vmlib.cpu.engines import open_vm, probe
 from vmlib.cpu.events import WITH_ERROR_CODE
@@ -19,7 +18,6 @@ from vmlib.trace import Provenance, Recorder, Trace
 
 USER, GUEST, KERNEL, VMM = "guest user", "guest kernel", "host kernel", "host user"
 _LIMIT = 100
-_BUDGET = "2s"
 
 
 def record_fall(
@@ -37,7 +35,6 @@ def record_fall(
     guest = guest or fall_guest(name)
     with open_vm(engine, RAM) as vm:
         vcpu = start_fall(vm, guest, by_steps)
-        vcpu.set_budget(Budget.parse(_BUDGET))
         scribe = _Scribe(guest, _title(name, fall), vcpu)
         scribe.note(VMM, "run", "The VMM calls KVM_RUN.")
         text = "The kernel enters the guest, which is about to leave its ring 0 for its ring 3."
@@ -89,7 +86,7 @@ class _Scribe:
             address = (guest.at or 0) + line.offset + (USER_BASE if user else 0)
             self._lines[address] = len(self._code)
             self._listing.append(line)
-            self._code.append([f"{address:#x}", line.code.hex(" "), line.text])
+            self._code.append([f"{address:#x}", "", line.text])  # room for the text: no bytes
         self._line = -1
         self._output = ""
 
@@ -133,7 +130,8 @@ class _Scribe:
                 "processor shuts down, and that is the host's affair."
             )
         self.note(KERNEL, "exit", text, (here, KERNEL), why)
-        said = f"KVM_RUN returns, exit_reason = {why.reason}: {why.detail}."
+        detail = f": {why.detail}" if is_out else ", and here the engine adds a diagnosis"
+        said = f"KVM_RUN returns, exit_reason = {why.reason}{detail}."
         self.note(VMM, "return", said, (KERNEL, VMM), why)
         if isinstance(why, IoOut):
             self._output += why.data.decode("latin-1")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from vmlib.cpu.budget import Budget
 from vmlib.cpu.engine import Vcpu, Vm
 from vmlib.cpu.exits import Exit
 from vmlib.cpu.guests import Guest, Line, load_guest
@@ -81,7 +82,8 @@ def kernel_address(guest: Guest, label: str) -> int:
 def start_fall(vm: Vm, guest: Guest, by_steps: bool = False) -> Vcpu:
     """Load the guest, and run it to the instruction that drops to ring 3, which comes next.
 
-    `by_steps` gets there by single steps, for a KVM on which breakpoints do not break.
+    From there it has two seconds, until `set_budget` says otherwise. `by_steps` gets there by
+    single steps, for a KVM on which breakpoints do not break.
     """
     assert guest.at is not None
     vm.ram.write(guest.at, guest.code)
@@ -99,6 +101,7 @@ def start_fall(vm: Vm, guest: Guest, by_steps: bool = False) -> Vcpu:
     if vcpu.registers().rip != there:
         why = f"{ended.reason} {ended.detail}" if ended else "nothing"
         raise GuestError(f"{guest.name} did not come to its drop to ring 3, but to: {why}")
+    vcpu.set_budget(Budget(seconds=2))
     return vcpu
 
 

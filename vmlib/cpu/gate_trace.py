@@ -141,7 +141,6 @@ class _Scribe:
     def accesses(self, memory: _Witness) -> None:
         """One step a read; one a word of the frame, from the highest address down."""
         for kind, linear, gpa, data in memory.log:
-            self.recorder.count("memory accesses", 1 if kind == "read" else len(data) // 8)
             if kind == "read" and len(data) == 16:
                 self._gate(linear, data)
             elif kind == "read" and linear < self._cpu.tr.base + 0x68 <= linear + 0x68:
@@ -159,18 +158,17 @@ class _Scribe:
             "written is the guest's own memory. IRETQ at the end of the handler takes back five "
             "of these words and undoes it all."
         )
-        self.recorder.count("exits", 0)
         self._note(GUEST, "entered", text)
 
     def _gate(self, linear: int, data: bytes) -> None:
-        low, selector, ist, kind, middle, high = struct.unpack("<HHBBHI4x", data)
+        low, selector, _, kind, middle, high = struct.unpack("<HHBBHI4x", data)
         fields = (
-            (0, 2, "gate: offset, bits 0 to 15"),
-            (2, 2, f"gate: selector {selector:#x}"),
-            (4, 1, f"gate: IST {ist & 7}" + (", none" if not ist & 7 else "")),
-            (5, 1, f"gate: present, DPL {kind >> 5 & 3}, type {kind & 15:#x}"),
-            (6, 2, "gate: offset, bits 16 to 31"),
-            (8, 4, "gate: offset, bits 32 to 63"),
+            (0, 2, "offset 0-15"),
+            (2, 2, "selector"),
+            (4, 1, "IST"),
+            (5, 1, "P, DPL, type"),
+            (6, 2, "offset 16-31"),
+            (8, 4, "offset 32-63"),
         )
         for at, size, what in fields:
             self._rows.append(_row(linear + at, data[at : at + size], what))
@@ -191,12 +189,12 @@ class _Scribe:
         )
         what = "an interrupt gate, which clears IF" if not kind & 1 else "a trap gate"
         self._note(
-            USER, "check", f"The gate is present, and {what}. {asked} IST is {ist & 7}: see below."
+            USER, "check", f"Rights {kind:#x}: present, DPL {kind >> 5 & 3}, {what}. {asked}"
         )
 
     def _descriptor(self, linear: int, data: bytes) -> None:
         self._line = len(self._rows)
-        self._rows.append(_row(linear, data, "GDT: 64-bit code, DPL 0"))
+        self._rows.append(_row(linear, data, "GDT entry"))
         self._note(
             USER,
             "descriptor",
@@ -207,7 +205,7 @@ class _Scribe:
     def _tss(self, linear: int, data: bytes) -> None:
         self._line = len(self._rows)
         stack = int.from_bytes(data, "little")
-        self._rows.append(_row(linear, data, "TSS: RSP0"))
+        self._rows.append(_row(linear, data, "TSS, RSP0"))
         self._note(
             USER,
             "stack",
@@ -221,12 +219,12 @@ class _Scribe:
         first = len(self._rows)
         for k in range(count):
             address = linear + 8 * (count - 1 - k)
-            self._rows.append([f"{address:#x}", "·· " * 7 + "··", f"stack: {names[k]}"])
+            self._rows.append([f"{address:#x}", names[k], "…"])
         for k, name in enumerate(names):
             at = 8 * (count - 1 - k)
             word = data[at : at + 8]
             self._rows = [list(row) for row in self._rows]
-            self._rows[first + k] = _row(linear + at, word, f"stack: {name}")
+            self._rows[first + k] = _row(linear + at, word, name)
             self._line = first + k
             value = int.from_bytes(word, "little")
             text = f"Push {name}: {value:#x}."
@@ -254,7 +252,7 @@ class _Scribe:
 
 
 def _row(address: int, data: bytes, what: str) -> list[str]:
-    return [f"{address:#x}", data.hex(" "), what]
+    return [f"{address:#x}", what, f"{int.from_bytes(data, 'little'):#x}"]
 
 
 def _registers(cpu: events.EventCpu) -> list[list[str]]:
