@@ -15,6 +15,7 @@ SCRIPTS = (
     "choices.js",
     "scene_lanes.js",
     "model_add.js",
+    "model_loop.js",
     "predict.js",
 )
 STYLE = "player.css"

@@ -1,4 +1,4 @@
-// The experiment: change an operand, commit a guess, and only then see the answer.
+// The experiment: change an operand or a switch, commit a guess, and only then see the answer.
 //
 // Used by a player whose data name a model (`vmView.models`) with inputs, questions to ask, or
 // both. The model computes the whole trace in the browser from the recorded one.
@@ -39,12 +39,24 @@
     const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
     const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => reveal(false) }, "show me");
 
+    // A number, one of several (`kind: "select"`, with options), or a switch (`kind: "toggle"`).
+    function control(input, id) {
+      if (input.kind === "select") {
+        return h("select", { id, onchange: change }, input.options.map(([value, label]) =>
+          h("option", { value, selected: value === input.value }, label)));
+      }
+      if (input.kind === "toggle") return h("input", { id, type: "checkbox", checked: Boolean(input.value), onchange: change });
+      return h("input", { id, type: "number", inputmode: "numeric", min: input.min,
+        max: input.max, step: 1, value: input.value, autocomplete: "off", oninput: change });
+    }
+    const valueOf = ({ input, box }) => input.kind === "toggle" ? box.checked
+      : input.kind === "select" ? box.value : Number(box.value);
+
     const knobs = inputs.map((input) => {
       const id = `${player.name}-in-${input.key}`;
-      const box = h("input", { id, type: "number", inputmode: "numeric", min: input.min,
-        max: input.max, step: 1, value: input.value, autocomplete: "off", oninput: change });
-      return { input, box, field: h("p", { class: "vm-field" }, h("label", { for: id },
-        inline(input.label || input.key)), box) };
+      const box = control(input, id);
+      const label = h("label", { for: id }, inline(input.label || input.key));
+      return { input, box, field: h("p", { class: "vm-field" }, input.kind === "toggle" ? [box, label] : [label, box]) };
     });
     const guesses = ask.map((question) => {
       const id = `${player.name}-ask-${question.key}`;
@@ -64,6 +76,7 @@
 
     // Say what is wrong with an input and what would be right; null when nothing is.
     function trouble({ input, box }) {
+      if (input.kind) return null;
       const value = box.value.trim() === "" ? NaN : Number(box.value);
       const wrong = !Number.isInteger(value) || value < input.min || value > input.max;
       box.toggleAttribute("aria-invalid", wrong);
@@ -83,14 +96,14 @@
 
     function compute(redraw) {
       if (!model) return;
-      const values = Object.fromEntries(knobs.map(({ input, box }) => [input.key, Number(box.value)]));
-      const recorded = knobs.every(({ input, box }) => Number(box.value) === Number(input.value));
+      const values = Object.fromEntries(knobs.map((knob) => [knob.input.key, valueOf(knob)]));
+      const recorded = knobs.every((knob) => valueOf(knob) === (knob.input.kind ? knob.input.value : Number(knob.input.value)));
       const result = model.run(template, values);
       answers = result.answers;
       if (!redraw) return;
       const trace = recorded ? template
         : { ...result.trace, computed: `${MODEL_NOTE} “${data.model}”, from a trace of ${template.provenance.engine}` };
-      player.setTrace(trace, data.start || 0);
+      player.setTrace(trace, result.start ?? data.start ?? 0);
     }
 
     const truth = ({ question }) =>
