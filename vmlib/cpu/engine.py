@@ -2,72 +2,82 @@
 
 A VM owns guest RAM; a vCPU runs in it until something happens that the engine cannot finish
 alone, and says so with an exit. Nothing else differs between an emulator and real hardware as
-far as the rest of vmlib is concerned.
+far as the rest of vmlib is concerned; what one of them cannot do is in `capabilities.py`.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 from vmlib.cpu.budget import Budget
-from vmlib.cpu.exits import Exit
+from vmlib.cpu.exits import Exit, answer_size
+from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.errors import BadInput
 from vmlib.memory import GuestRam
+from vmlib.units import PAGE_SIZE
 
 REAL_MODE_SP = 0x0F00
 """Initial stack pointer of a flat guest, in the middle of nothing else (contract of `run`)."""
 
-FLAG_BITS = {"CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11}
+INTERCEPTS = ("msr", "cpuid", "cr3", "hypercall")
+"""What `intercept` can ask for, beyond the exits that always come."""
+
+ReadHandler = Callable[[int, int], int]
+"""``read(address, size) -> value``: what a device answers, little-endian as an int."""
+WriteHandler = Callable[[int, int, int], None]
+"""``write(address, size, value)``: what a device takes."""
 
 
-@dataclass(slots=True)
-class Registers:
-    """General registers of a vCPU, 64 bits each, in the order of `struct kvm_regs`."""
+class Doorbell(Protocol):
+    """A counter that a guest's write raises without an exit to user space: KVM's ioeventfd."""
 
-    rax: int = 0
-    rbx: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rip: int = 0
-    rflags: int = 2
+    def take(self) -> int:
+        """Return how often it rang since the last call, and start at zero again."""
 
-    def show(self, name: str) -> str:
-        """Return a register as shown to a reader.
-
-        ``"AX"`` gives 16 bits in hex, ``"EAX"`` 32, ``"RAX"`` 64; a flag such as ``"ZF"`` 0 or 1.
-        """
-        if name in FLAG_BITS:
-            return str(self.rflags >> FLAG_BITS[name] & 1)
-        low = name.lower()
-        if low in _NAMES:
-            return f"0x{getattr(self, low):016x}"
-        if low[0] == "e" and "r" + low[1:] in _NAMES:
-            return f"0x{getattr(self, 'r' + low[1:]) & 0xFFFFFFFF:08x}"
-        if "r" + low in _NAMES:
-            return f"0x{getattr(self, 'r' + low) & 0xFFFF:04x}"
-        raise KeyError(name)
+    def fileno(self) -> int:
+        """The eventfd, for `select` and friends."""
 
 
-_NAMES = frozenset(field.name for field in fields(Registers))
+class InterruptController(Protocol):
+    """An interrupt controller that the emulator treats as KVM treats its irqchip.
+
+    It lives beside the vCPU and not in the VMM's loop: a halted vCPU waits in `run()` for it.
+    """
+
+    def pending(self) -> bool:
+        """Say whether there is an interrupt for the vCPU. Called often; must be quick."""
+
+    def acknowledge(self) -> int:
+        """Return the vector of the highest pending interrupt, now in service."""
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """Raise or lower an input line. Callable from any thread."""
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake()` called whenever an interrupt becomes pending."""
 
 
 class Vcpu(Protocol):
     """One virtual CPU. On KVM it belongs to the thread that first runs it."""
 
+    index: int
+    exits: Counter[str]
+    """Exits to user space so far, by reason."""
+
+    @property
+    def handled(self) -> Counter[str]:
+        """Events that a handler inside finished, by kind; the guest never left for them."""
+
     def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
         """Real mode with every segment base 0, interrupts off, at `ip`; registers zero."""
+
+    def start_protected_mode(self, eip: int, esp: int = 0) -> None:
+        """32-bit protected mode, flat, no paging, interrupts off."""
+
+    def start_long_mode(self, rip: int, rsp: int, cr3: int) -> None:
+        """64-bit mode with the guest's own page tables at `cr3`, interrupts off."""
 
     def set_budget(self, budget: Budget) -> None:
         """Limit what `run` may use from now on. `Unsupported` if the engine cannot count it."""
@@ -79,13 +89,44 @@ class Vcpu(Protocol):
         """Run one instruction; None if it finished inside the guest."""
 
     def complete(self, data: bytes) -> None:
-        """Answer the pending IoIn or Mmio read. The guest sees it on the next `run`."""
+        """Answer the exit that asks for something. The guest sees it on the next `run`."""
+
+    def refuse(self) -> None:
+        """Answer an MsrRead or MsrWrite with a general-protection fault."""
+
+    def inject(self, vector: int) -> None:
+        """Have an external interrupt delivered as soon as the guest can take it.
+
+        One at a time: `BadInput` while an earlier one waits. If the guest has interrupts off, the
+        next `run` returns `InterruptWindow` once it has them on, and the one after delivers.
+        """
 
     def kick(self) -> None:
-        """Make `run` return soon. Callable from any thread, at any time."""
+        """Make `run` return soon. Callable from any thread, at any time, and never lost."""
+
+    def breakpoints(self, addresses: Iterable[int]) -> None:
+        """Replace the debugger's breakpoints by these linear addresses, four at most."""
+
+    def intercept(self, *kinds: str) -> None:
+        """Have these exit too (see INTERCEPTS); `Unsupported` where the engine cannot."""
 
     def registers(self) -> Registers:
         """The registers now, after finishing a pending instruction."""
+
+    def set_registers(self, registers: Registers) -> None:
+        """Replace all general registers, RIP and RFLAGS."""
+
+    def system(self) -> SystemRegisters:
+        """Segments, control registers and tables now, after finishing a pending instruction."""
+
+    def set_system(self, system: SystemRegisters) -> None:
+        """Replace them."""
+
+    def save(self) -> VcpuState:
+        """The full state, after finishing a pending instruction."""
+
+    def restore(self, state: VcpuState) -> None:
+        """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
 
     def close(self) -> None:
         """Give back what the vCPU holds."""
@@ -100,12 +141,110 @@ class Vm(Protocol):
     def vcpu(self) -> Vcpu:
         """Create the next vCPU."""
 
+    def doorbell(
+        self, address: int, size: int, *, mmio: bool = False, match: int | None = None
+    ) -> Doorbell:
+        """Let writes of `size` bytes (of value `match`, if given) ring instead of exit."""
+
+    def handle_ports(self, first: int, count: int, read: ReadHandler, write: WriteHandler) -> None:
+        """Have these ports handled inside `run`. `Unsupported` where that is not Python's place."""
+
+    def handle_memory(self, gpa: int, size: int, read: ReadHandler, write: WriteHandler) -> None:
+        """Have these whole pages outside RAM handled inside `run`."""
+
+    def create_irqchip(self, controller: InterruptController | None = None) -> None:
+        """Put an interrupt controller beside the vCPUs, before the first one is created.
+
+        KVM has its own and takes none; the emulator needs one.
+        """
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """Raise or lower an input line of the interrupt controller. Callable from any thread."""
+
     def close(self) -> None:
         """Give everything back. A closed VM can only be closed again."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+class BaseVcpu(ABC):
+    """What the vCPUs of all engines share: how they start, what they count, what is pending."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.exits: Counter[str] = Counter()
+        self._pending: Exit | None = None
+        self._closed = False
+
+    def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
+        """Real mode with every segment base 0, interrupts off, at `ip`; registers zero."""
+        if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
+            raise BadInput("ip, sp", "are 16-bit offsets in real mode")
+        self._start(SystemRegisters.real_mode(), Registers(rip=ip, rsp=sp))
+
+    def start_protected_mode(self, eip: int, esp: int = 0) -> None:
+        """32-bit protected mode, flat, no paging, interrupts off."""
+        if not 0 <= eip <= 0xFFFFFFFF or not 0 <= esp <= 0xFFFFFFFF:
+            raise BadInput("eip, esp", "are 32-bit addresses in protected mode")
+        self._start(SystemRegisters.protected_mode(), Registers(rip=eip, rsp=esp))
+
+    def start_long_mode(self, rip: int, rsp: int, cr3: int) -> None:
+        """64-bit mode with the guest's own page tables at `cr3`, interrupts off."""
+        if cr3 % PAGE_SIZE or cr3 < 0:
+            raise BadInput("cr3", f"is the address of a page, not {cr3:#x}")
+        self._start(SystemRegisters.long_mode(cr3), Registers(rip=rip, rsp=rsp))
+
+    def complete(self, data: bytes) -> None:
+        """Answer the exit that asks for something. The guest sees it on the next `run`."""
+        self._check_open()
+        size = answer_size(self._pending)
+        if size is None:
+            raise BadInput("complete", "no exit is waiting for an answer: no IN, no MMIO read")
+        if len(data) != size:
+            raise BadInput("complete", f"the guest reads {size} byte(s), not {len(data)}")
+        self._answer(bytes(data))
+
+    @property
+    def handled(self) -> Counter[str]:
+        """Events that a handler inside finished, by kind. What a kernel finishes it does not tell."""
+        return Counter()
+
+    def __iter__(self) -> Iterator[Exit]:
+        """Yield exits for ever: ``for exit in vcpu`` is the outer loop."""
+        while True:
+            yield self.run()
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Run the guest until it leaves; return why."""
+
+    @abstractmethod
+    def set_registers(self, registers: Registers) -> None:
+        """Replace all general registers, RIP and RFLAGS."""
+
+    @abstractmethod
+    def set_system(self, system: SystemRegisters) -> None:
+        """Replace segments, control registers and tables."""
+
+    @abstractmethod
+    def _answer(self, data: bytes) -> None:
+        """Keep a checked answer to the pending exit for the next entry."""
+
+    def _start(self, system: SystemRegisters, registers: Registers) -> None:
+        self._check_open()
+        self._forget()
+        self.set_system(system)
+        self.set_registers(registers)
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Drop what is pending: an unfinished instruction, an injected interrupt."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadInput("vcpu", "is closed")
 
 
 AnyVcpu = TypeVar("AnyVcpu", bound=Vcpu)
@@ -123,9 +262,8 @@ class BaseVm(ABC, Generic[AnyVcpu]):
 
     def vcpu(self) -> AnyVcpu:
         """Create the next vCPU."""
-        if self._closed:
-            raise BadInput("vm", "is closed")
-        self.vcpus.append(self._new_vcpu())
+        self._check_open()
+        self.vcpus.append(self._new_vcpu(len(self.vcpus)))
         return self.vcpus[-1]
 
     def close(self) -> None:
@@ -139,12 +277,22 @@ class BaseVm(ABC, Generic[AnyVcpu]):
         self.ram.close()
 
     @abstractmethod
-    def _new_vcpu(self) -> AnyVcpu:
+    def _new_vcpu(self, index: int) -> AnyVcpu:
         """Create a vCPU of this engine."""
 
     @abstractmethod
     def _release(self) -> None:
         """Give back what the engine holds besides vCPUs and RAM."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadInput("vm", "is closed")
+
+    def _check_outside_ram(self, gpa: int, size: int) -> None:
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0:
+            raise BadInput("gpa, size", f"must be whole pages of {PAGE_SIZE} bytes")
+        if gpa < self.ram.size:
+            raise BadInput("gpa", f"{gpa:#x} lies in RAM, which ends at {self.ram.size:#x}")
 
     def __enter__(self) -> Self:
         return self
@@ -153,10 +301,16 @@ class BaseVm(ABC, Generic[AnyVcpu]):
         self.close()
 
 
-def check_real_mode_start(ip: int, sp: int) -> None:
-    """Refuse offsets that real mode does not have."""
-    if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
-        raise BadInput("ip, sp", "are 16-bit offsets in real mode")
+def check_ports(first: int, count: int) -> None:
+    """Refuse ranges that the 64 KiB of I/O space do not have."""
+    if first < 0 or count < 1 or first + count > 0x10000:
+        raise BadInput("ports", f"{first:#x}+{count} is not within 0x0..0xffff")
+
+
+def check_vector(vector: int) -> None:
+    """Refuse vectors that no external interrupt has (Intel SDM vol. 3A, 6.2: 0 to 255)."""
+    if isinstance(vector, bool) or not isinstance(vector, int) or not 0 <= vector <= 255:
+        raise BadInput("vector", f"is a number from 0 to 255, not {vector!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,14 @@ from vmlib.errors import BadInput, HostUnavailable
 ENGINES = ("unicorn", "kvm")
 
 
-def open_vm(engine: str = "unicorn", ram: int | str = "64K") -> Vm:
-    """Create a VM with `ram` bytes (or ``"64K"``) of guest RAM on an engine."""
+def open_vm(engine: str = "unicorn", ram: int | str = "64K", *, parallel: bool = False) -> Vm:
+    """Create a VM with `ram` bytes (or ``"64K"``) of guest RAM on an engine.
+
+    `parallel` lets the emulator's vCPUs run at the same moment, without the lock that makes locked
+    instructions atomic between them; KVM's always do, and need none.
+    """
     if engine == "unicorn":
-        vm: Vm = _unicorn().UnicornVm(ram)
+        vm: Vm = _emulator().UnicornVm(ram, parallel)
     elif engine == "kvm":
         vm = _kvm().KvmVm(ram)
     else:
@@ -30,21 +34,21 @@ def probe(engine: str) -> EngineStatus:
     """Say whether an engine can be opened on this host, and if not, why and what helps."""
     try:
         if engine == "unicorn":
-            return EngineStatus(engine, True, f"Unicorn {_unicorn().VERSION}")
+            return EngineStatus(engine, True, f"Unicorn {_emulator().VERSION}")
         os.close(_kvm().open_device())
         return EngineStatus(engine, True, f"Linux {platform.release()} ({_kvm_module()})")
     except HostUnavailable as error:
         return EngineStatus(engine, False, "", error.reason, error.fix)
 
 
-def _unicorn() -> ModuleType:
+def _emulator() -> ModuleType:
     try:
-        from vmlib.cpu import unicorn
+        from vmlib.cpu import emulator
     except ImportError as error:
         raise HostUnavailable(
             f"Unicorn is not installed ({error.name})", "pip install 'vmlib[emulator]'"
         ) from error
-    return unicorn
+    return emulator
 
 
 def _kvm() -> ModuleType:

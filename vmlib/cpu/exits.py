@@ -36,7 +36,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class IoOut(Exit):
-    """The guest wrote `data` (`size` bytes per item) to an I/O port. KVM_EXIT_IO, 2."""
+    """The guest wrote `data` to an I/O port, in items of `size` bytes. KVM_EXIT_IO, 2."""
 
     port: int
     size: int
@@ -68,7 +68,7 @@ class IoIn(Exit):
 class Mmio(Exit):
     """The guest touched a guest-physical address where there is no RAM. KVM_EXIT_MMIO, 6.
 
-    `data` holds what it wrote; for a read it is None.
+    `data` holds what it wrote; for a read it is None, and `complete()` answers.
     """
 
     gpa: int
@@ -93,15 +93,121 @@ class Halt(Exit):
 
 @dataclass(frozen=True, slots=True)
 class Shutdown(Exit):
-    """Triple fault: a fault that could not be delivered. KVM_EXIT_SHUTDOWN, 8."""
+    """Triple fault: a fault that could not be delivered. KVM_EXIT_SHUTDOWN, 8.
+
+    `why` is the diagnosis in words. `vector` is the first exception of the chain, `cr2` the
+    address of the last page fault, `gate` what was wrong with the gate or stack on which the chain
+    ended; each is None or empty where the engine cannot know it.
+    """
 
     why: str
+    vector: int | None = None
+    cr2: int | None = None
+    gate: str = ""
     reason: ClassVar[str] = "SHUTDOWN"
 
     @property
     def detail(self) -> str:
         """The diagnosis."""
         return self.why
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWindow(Exit):
+    """An injected interrupt had to wait, and could be delivered now. KVM_EXIT_IRQ_WINDOW_OPEN, 7.
+
+    The next `run()` delivers it.
+    """
+
+    reason: ClassVar[str] = "IRQ_WINDOW_OPEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Debug(Exit):
+    """The guest reached a breakpoint of the debugger's. KVM_EXIT_DEBUG, 4.
+
+    `address` is linear, and its instruction has not been executed.
+    """
+
+    address: int
+    reason: ClassVar[str] = "DEBUG"
+
+    @property
+    def detail(self) -> str:
+        """Where it stands."""
+        return f"breakpoint at {self.address:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class MsrRead(Exit):
+    """RDMSR that user space asked to see; answer with eight bytes. KVM_EXIT_X86_RDMSR, 29."""
+
+    index: int
+    reason: ClassVar[str] = "X86_RDMSR"
+
+    @property
+    def detail(self) -> str:
+        """Which one."""
+        return f"RDMSR {self.index:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class MsrWrite(Exit):
+    """WRMSR that user space asked to see. KVM_EXIT_X86_WRMSR, 30."""
+
+    index: int
+    value: int
+    reason: ClassVar[str] = "X86_WRMSR"
+
+    @property
+    def detail(self) -> str:
+        """Which one, and the value."""
+        return f"WRMSR {self.index:#x} ← {self.value:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid(Exit):
+    """CPUID; answer with EAX, EBX, ECX and EDX, sixteen bytes. KVM finishes it in the kernel."""
+
+    leaf: int
+    subleaf: int
+    reason: ClassVar[str] = "CPUID"
+
+    @property
+    def detail(self) -> str:
+        """Leaf and subleaf."""
+        return f"CPUID {self.leaf:#x}, {self.subleaf:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cr3Write(Exit):
+    """MOV to CR3, already done. KVM finishes it in the kernel."""
+
+    value: int
+    reason: ClassVar[str] = "CR3"
+
+    @property
+    def detail(self) -> str:
+        """The new value."""
+        return f"CR3 ← {self.value:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hypercall(Exit):
+    """VMCALL or VMMCALL; answer with RAX, eight bytes. KVM_EXIT_HYPERCALL, 3.
+
+    `args` are RBX, RCX, RDX and RSI, as Linux guests pass them (`Documentation/virt/kvm/x86/
+    hypercalls.rst`).
+    """
+
+    number: int
+    args: tuple[int, int, int, int]
+    reason: ClassVar[str] = "HYPERCALL"
+
+    @property
+    def detail(self) -> str:
+        """Number and arguments."""
+        return f"hypercall {self.number}({', '.join(map(hex, self.args))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +241,47 @@ class EngineFailure(Exit):
     def detail(self) -> str:
         """What the engine said."""
         return self.why
+
+
+Answerable = IoIn | Mmio | MsrRead | Cpuid | Hypercall
+
+
+def answer_size(exit: Exit | None) -> int | None:
+    """Return how many bytes `complete()` must give for this exit; None if it asks for none."""
+    match exit:
+        case IoIn(size=size, count=count):
+            return size * count
+        case Mmio(size=size, data=None):
+            return size
+        case MsrRead() | Hypercall():
+            return 8
+        case Cpuid():
+            return 16
+    return None
+
+
+# A frozen dataclass pays for `object.__setattr__` once a field. Every exit is born below or in
+# its `__init__`; the two that come by the hundred thousand a second take the shorter way.
+_new = object.__new__
+_out_port, _out_size, _out_data = (
+    IoOut.__dict__[name].__set__ for name in ("port", "size", "data")
+)
+_in_port, _in_size, _in_count = (IoIn.__dict__[name].__set__ for name in ("port", "size", "count"))
+
+
+def io_out(port: int, size: int, data: bytes) -> IoOut:
+    """Return ``IoOut(port, size, data)``, quicker."""
+    made = _new(IoOut)
+    _out_port(made, port)
+    _out_size(made, size)
+    _out_data(made, data)
+    return made
+
+
+def io_in(port: int, size: int, count: int = 1) -> IoIn:
+    """Return ``IoIn(port, size, count)``, quicker."""
+    made = _new(IoIn)
+    _in_port(made, port)
+    _in_size(made, size)
+    _in_count(made, count)
+    return made

@@ -1,361 +1,373 @@
-"""The Unicorn engine: a vCPU that needs no privilege and no hardware, in real mode so far.
+"""Unicorn, bare: the emulator as a library of C functions, and the memory of its CPU.
 
-Unicorn is QEMU's translator as a library. It executes instructions faithfully but was made for
-analysing code, not for being a machine, and four habits of it are mended here:
+Unicorn is QEMU's translator without QEMU's machine. Its Python binding is made for analysing
+code: a register costs a microsecond, a hook two calls. `Emulator` below calls the same library
+by ctypes, and reads and writes the CPU's own structure, `CPUX86State`, in place. Where its fields
+are is proved when the library is first used, by writing values through the public calls and
+finding them there; a library that differs is refused.
 
-* After an OUT it would run on to the end of the translated block. Every run therefore carries an
-  instruction count, whose check after each instruction makes a stop precise.
-* The address at which to stop is a trap when the guest may jump anywhere; it is switched off.
-* It never delivers an exception or INT to the guest. `_deliver` does, through the real-mode
-  vector table, and finds out when that fails: the triple fault (Intel SDM vol. 3A, 21.1.4, 6.15).
-* It remembers the last fault for ever, so the second one looks like a double fault. The memory
-  is wiped after each delivery.
+What this layer does not know: what an exit is, and what an exception does. See `emulator.py`.
 
 This is the only file that imports Unicorn, which is licensed under the GPL, version 2.
 """
 
-import contextlib
 import ctypes
-import threading
-import time
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import unicorn as uc
 from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
 
-from vmlib.cpu import real_mode
-from vmlib.cpu.budget import Budget, Watchdog
-from vmlib.cpu.engine import REAL_MODE_SP, BaseVm, Registers, check_real_mode_start
-from vmlib.cpu.exits import (
-    BudgetSpent,
-    EngineFailure,
-    Exit,
-    Halt,
-    IoIn,
-    IoOut,
-    Kicked,
-    Mmio,
-    Shutdown,
-)
-from vmlib.errors import BadInput, Unsupported
-from vmlib.memory import GuestRam
+from vmlib.errors import Unsupported
 
 VERSION = uc.__version__
+MADE_FOR = "2.1.4"
 
-_NO_LIMIT = 1 << 62
-_HLT = 0xF4
-_INS = (b"\x6c", b"\x6d")
-_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+PROT_NONE, PROT_READ, PROT_WRITE, PROT_ALL = 0, 1, 2, 7
+_READ_EXEC = uc.UC_PROT_READ | uc.UC_PROT_EXEC
+ENV_SIZE = 5600
+"""As much of CPUX86State as an instruction can change, in bytes."""
 
-# Offset of CPUX86State.old_exception in the bytes of a saved context, Unicorn 2.1.4.
-# `_forget_fault` refuses to write when the value found there is not the expected one.
-_OLD_EXCEPTION = 5536
+# Fields of CPUX86State (QEMU 5.0, target/i386/cpu.h), as offsets; `_proven` proves them.
+GPRS, RIP, EFLAGS_RAW, HFLAGS = 0, 128, 136, 176  # the arithmetic flags are kept elsewhere
+SEGMENTS = 184  # ES, CS, SS, DS, FS, GS: selector u32, base u64, limit u32, flags u32, 24 bytes
+LDT, TR, GDT, IDT = 328, 352, 376, 400
+CR0, CR2, CR3, CR4 = 424, 440, 448, 456
+EFER, ERROR_CODE, IS_INT, OLD_EXCEPTION = 592, 5384, 5388, 5496
+# From uc_struct to its CPU and its count of instructions, from the CPU to `halted` and CPUX86State.
+_CPU, _COUNTER, _HALTED, _ENV = 440, 1368, 33176, 35408
+SEGMENT = struct.Struct("=I4xQII")
 
-# The registers that real mode has, by their names in `Registers`.
-_REGISTERS = {
-    "rax": x86.UC_X86_REG_EAX,
-    "rbx": x86.UC_X86_REG_EBX,
-    "rcx": x86.UC_X86_REG_ECX,
-    "rdx": x86.UC_X86_REG_EDX,
-    "rsi": x86.UC_X86_REG_ESI,
-    "rdi": x86.UC_X86_REG_EDI,
-    "rsp": x86.UC_X86_REG_ESP,
-    "rbp": x86.UC_X86_REG_EBP,
-    "rip": x86.UC_X86_REG_EIP,
-    "rflags": x86.UC_X86_REG_EFLAGS,
-}
+# Registers that only the library's own calls read and write.
+EFLAGS, CR8, DR0, MXCSR = (
+    getattr(x86, f"UC_X86_REG_{n}") for n in ("EFLAGS", "CR8", "DR0", "MXCSR")
+)
+FPCW, FPSW, FPTAG = (getattr(x86, f"UC_X86_REG_{n}") for n in ("FPCW", "FPSW", "FPTAG"))
+REG_CR3 = x86.UC_X86_REG_CR3
+ST0, XMM0 = x86.UC_X86_REG_ST0, x86.UC_X86_REG_XMM0
+
+HOOK_INTERRUPT, HOOK_INSN, HOOK_INVALID = uc.UC_HOOK_INTR, uc.UC_HOOK_INSN, uc.UC_HOOK_INSN_INVALID
+HOOK_CODE, HOOK_NEW_BLOCK = uc.UC_HOOK_CODE, uc.UC_HOOK_EDGE_GENERATED
+HOOK_MEMORY = uc.UC_HOOK_MEM_UNMAPPED | uc.UC_HOOK_MEM_PROT
+INSN_IN, INSN_OUT, INSN_CPUID = x86.UC_X86_INS_IN, x86.UC_X86_INS_OUT, x86.UC_X86_INS_CPUID
+INSN_SYSCALL, INSN_SYSENTER = x86.UC_X86_INS_SYSCALL, x86.UC_X86_INS_SYSENTER
+READS = (uc.UC_MEM_READ_UNMAPPED, uc.UC_MEM_READ_PROT)
+WRITES = (uc.UC_MEM_WRITE_UNMAPPED, uc.UC_MEM_WRITE_PROT)
+
+_u64 = ctypes.c_uint64
+_u32 = ctypes.c_uint32
+_int = ctypes.c_int
+_ptr = ctypes.c_void_p
+_size = ctypes.c_size_t
+
+# While the guest runs, other Python threads may: that call gives up the interpreter's lock. The
+# short calls keep it, which is quicker.
+_emu_start = uclib.uc_emu_start
+_short = ctypes.PyDLL(uclib._name)
+_ctl = _short.uc_ctl
+
+OUT_HOOK = ctypes.CFUNCTYPE(None, _ptr, _u32, _int, _u32, _ptr)
+IN_HOOK = ctypes.CFUNCTYPE(_u32, _ptr, _u32, _int, _ptr)
+CPUID_HOOK = ctypes.CFUNCTYPE(_int, _ptr, _ptr)
+PLAIN_HOOK = ctypes.CFUNCTYPE(None, _ptr, _ptr)
+INVALID_HOOK = ctypes.CFUNCTYPE(ctypes.c_bool, _ptr, _ptr)
+INTERRUPT_HOOK = ctypes.CFUNCTYPE(None, _ptr, _u32, _ptr)
+MEMORY_HOOK = ctypes.CFUNCTYPE(ctypes.c_bool, _ptr, _int, _u64, _int, _u64, _ptr)
+CODE_HOOK = ctypes.CFUNCTYPE(None, _ptr, _u64, _u32, _ptr)
+MMIO_READ = ctypes.CFUNCTYPE(_u64, _ptr, _u64, ctypes.c_uint, _ptr)
+MMIO_WRITE = ctypes.CFUNCTYPE(None, _ptr, _u64, ctypes.c_uint, _u64, _ptr)
 
 
-class UnicornVm(BaseVm["UnicornVcpu"]):
-    """A VM whose vCPU is Unicorn."""
+class _Block(ctypes.Structure):
+    """`uc_tb`: a translated block, as the hook for new ones gets it."""
 
-    engine = "unicorn"
-
-    def _new_vcpu(self) -> "UnicornVcpu":
-        if self.vcpus:
-            raise Unsupported("this engine runs one vCPU per VM so far")
-        return UnicornVcpu(self.ram)
-
-    def _release(self) -> None:
-        pass  # the emulator goes with its vCPU
+    _fields_ = (("pc", _u64), ("icount", ctypes.c_uint16), ("size", ctypes.c_uint16))
 
 
-class UnicornVcpu:
-    """One vCPU on Unicorn; see `vmlib.cpu.engine.Vcpu` for what the methods promise."""
+BLOCK_HOOK = ctypes.CFUNCTYPE(None, _ptr, ctypes.POINTER(_Block), ctypes.POINTER(_Block), _ptr)
 
-    def __init__(self, ram: GuestRam) -> None:
-        self._ram = ram
-        self._uc: Any = uc.Uc(uc.UC_ARCH_X86, uc.UC_MODE_16)
-        self._uc.ctl_exits_enabled(True)  # and no exit listed: `until` is ignored
-        self._uc.mem_map_ptr(0, ram.size, uc.UC_PROT_ALL, ram.hva)
-        for hook, call in (
-            (uc.UC_HOOK_INTR, self._on_interrupt),
-            (uc.UC_HOOK_INSN_INVALID, self._on_invalid),
-            (uc.UC_HOOK_MEM_UNMAPPED, self._on_unmapped),
-        ):
-            self._uc.hook_add(hook, call)
-        self._uc.hook_add(uc.UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
-        self._uc.hook_add(uc.UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
-        self._exit: Exit | None = None
-        self._vector: int | None = None
-        self._answer: bytes | None = None
-        self._string_input = False
-        self._kicked = threading.Event()
-        self._running = False
-        self._thread = 0
-        self._closed = False
-        self._budget = Budget()
-        self._watchdog: Watchdog | None = None
-        self._counter: int | None = None
-        self._left = 0
-        self.start_real_mode(0)
+# A hook that does nothing, without a line of Python: abs() takes a number and returns one. Where
+# one lies, the emulator looks whether it shall stop.
+_nothing = ctypes.cast(ctypes.CDLL(None).abs, _ptr)
 
-    def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
-        """Real mode, every segment base 0, IDT limit 0xffff at 0 as after reset."""
-        self._open()
-        check_real_mode_start(ip, sp)
-        for register in _REGISTERS.values():
-            self._uc.reg_write(register, 0)
-        for name in ("CS", "DS", "ES", "SS", "FS", "GS"):
-            self._uc.reg_write(getattr(x86, f"UC_X86_REG_{name}"), 0)
-        self._uc.reg_write(x86.UC_X86_REG_IDTR, (0, 0, 0xFFFF, 0))
-        self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
-        self._uc.reg_write(x86.UC_X86_REG_SP, sp)
-        self._uc.reg_write(x86.UC_X86_REG_EIP, ip)
-        # The guest's code was written by Python, which the translator does not see.
-        self._uc.ctl_flush_tb()
-        self._exit = self._answer = None
 
-    def set_budget(self, budget: Budget) -> None:
-        """Limit time, instructions, or both, counted from now."""
-        self._open()
-        if self._watchdog is not None:
-            self._watchdog.close()
-        if self._counter is not None:
-            self._uc.hook_del(self._counter)
-            self._counter = None
-        self._budget = budget
-        self._watchdog = None
-        if budget.seconds is not None:
-            self._watchdog = Watchdog(budget.seconds, self._stop_now)
-        if budget.instructions is not None:
-            self._left = budget.instructions
-            self._counter = self._uc.hook_add(uc.UC_HOOK_CODE, self._on_instruction)
+class Emulator:
+    """One engine of Unicorn's, in the mode that can become all modes, with an EPYC's features."""
 
-    def run(self) -> Exit:
-        """Run until something happens that the emulator cannot finish."""
-        ended = self._go(_NO_LIMIT)
-        assert ended is not None, "without a step limit the emulator stops for a reason"
-        return ended
+    def __init__(self, model: int = x86.UC_CPU_X86_EPYC_ROME) -> None:
+        _proven()
+        handle = _open(model)
+        self._handle = handle
+        self._keep: list[Any] = []  # ctypes callbacks, which C does not keep alive
+        self.read(EFLAGS)  # there is a CPU only from the first call on
+        # An address at which to stop is a trap, 0 included: let there be a list of them, empty.
+        _check("stop nowhere", _ctl(handle, _control(uc.UC_CTL_UC_USE_EXITS), _int(1)))
+        cpu = _u64.from_address(handle.value + _CPU).value
+        self.env = cpu + _ENV
+        """Address of CPUX86State in this process."""
+        self.rip = _u64.from_address(self.env + RIP)
+        self.hflags = _u32.from_address(self.env + HFLAGS)
+        self.error_code = ctypes.c_int32.from_address(self.env + ERROR_CODE)
+        self.is_int = ctypes.c_int32.from_address(self.env + IS_INT)
+        self.old_exception = ctypes.c_int32.from_address(self.env + OLD_EXCEPTION)
+        self.cr2 = _u64.from_address(self.env + CR2)
+        self.halted = _u32.from_address(cpu + _HALTED)
+        """1 after a HLT."""
+        self.executed = _u64.from_address(handle.value + _COUNTER)
+        """Instructions of the last `start` that had a limit; the one it stopped at counts too."""
+        self.view = memoryview((ctypes.c_char * ENV_SIZE).from_address(self.env)).cast("B")
+        """CPUX86State itself, writable."""
+        self._prime()
 
-    def step(self) -> Exit | None:
-        """Run one instruction."""
-        return self._go(1)
+    def start(self, limit: int = 0) -> int:
+        """Run from RIP until something stops it, at most `limit` instructions; 0 is no limit.
 
-    def complete(self, data: bytes) -> None:
-        """Answer the pending IN."""
-        pending = self._exit
-        if not isinstance(pending, IoIn):
-            raise BadInput("complete", "no IN is waiting for an answer")
-        if len(data) != pending.size:
-            raise BadInput("complete", f"the guest reads {pending.size} byte(s), not {len(data)}")
-        self._answer = bytes(data)
+        Return Unicorn's error number. A stop that comes before the start is forgotten.
+        """
+        return int(_emu_start(self._handle, self.rip, 0, 0, limit))
 
-    def kick(self) -> None:
-        """Leave the guest soon, or, when it is not running, at the next `run`."""
-        self._kicked.set()
-        # A stop that arrives before the emulator has started is forgotten: repeat it.
-        while self._running and self._kicked.is_set():
-            self._stop_now()
-            if threading.get_ident() == self._thread:
-                return
-            time.sleep(0.0005)
+    def stop(self) -> None:
+        """Leave at the next place where the emulator looks: a hook, a load, a new block."""
+        _short.uc_emu_stop(self._handle)
 
-    def registers(self) -> Registers:
-        """The registers now."""
-        self._open()
-        self._finish_in()
-        return Registers(**{name: self._uc.reg_read(where) for name, where in _REGISTERS.items()})
+    def forget_code(self) -> None:
+        """Drop all translations, for code has been written where the emulator did not see it."""
+        _check("flush", _ctl(self._handle, _control(uc.UC_CTL_TB_FLUSH)))
+
+    def forget_addresses(self) -> None:
+        """Empty the TLB, for page tables or control registers were written from outside."""
+        _check("flush", _ctl(self._handle, _control(uc.UC_CTL_TLB_FLUSH)))
+
+    def map_ram(self, gpa: int, size: int, hva: int) -> None:
+        """Let guest-physical memory be this process's memory."""
+        _check(
+            "map", _short.uc_mem_map_ptr(self._handle, _u64(gpa), _size(size), _u32(7), _ptr(hva))
+        )
+
+    def protect(self, gpa: int, size: int, writable: bool) -> None:
+        """Let stores to a whole region through, or suppress them."""
+        rights = PROT_ALL if writable else _READ_EXEC
+        _check("protect", _short.uc_mem_protect(self._handle, _u64(gpa), _size(size), _u32(rights)))
+
+    def map_device(
+        self,
+        gpa: int,
+        size: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+        guarded: bool,
+    ) -> None:
+        """Have `read(offset, size)` and `write(offset, size, value)` called for a region.
+
+        If `guarded`, the hook of `on_protected` is asked first and can stop the access.
+        """
+        on_read = MMIO_READ(lambda _, offset, size, __: read(offset, size))
+        on_write = MMIO_WRITE(lambda _, offset, size, value, __: write(offset, size, value))
+        self._keep += (on_read, on_write)
+        where = _u64(gpa), _size(size)
+        _check("map", _short.uc_mmio_map(self._handle, *where, on_read, None, on_write, None))
+        if guarded:
+            _check("protect", _short.uc_mem_protect(self._handle, *where, _u32(PROT_NONE)))
+
+    def unmap(self, gpa: int, size: int) -> None:
+        """Undo `map_device`; the region must be a whole one."""
+        _check("unmap", _short.uc_mem_unmap(self._handle, _u64(gpa), _size(size)))
+
+    def hook(self, kind: int, callback: Any, insn: int = 0, begin: int = 1, end: int = 0) -> int:
+        """Add a hook, for linear addresses `begin` to `end`; from 1 to 0 is everywhere."""
+        self._keep.append(callback)
+        number = _size()
+        limits = _u64(begin), _u64(end), _int(insn)
+        _check(
+            "hook",
+            _short.uc_hook_add(
+                self._handle, ctypes.byref(number), _int(kind), callback, None, *limits
+            ),
+        )
+        return number.value
+
+    def unhook(self, number: int) -> None:
+        """Remove a hook."""
+        _check("unhook", _short.uc_hook_del(self._handle, _size(number)))
+
+    def can_stop_at(self, address: int) -> None:
+        """Look for a stop before the instruction at this linear address, from now on."""
+        self.hook(uc.UC_HOOK_CODE, _nothing, begin=address, end=address)
+        self.forget_code()
+
+    def read(self, register: int) -> int:
+        """Return a register by Unicorn's number for it, up to 64 bits."""
+        value = _u64()
+        _check("read", _short.uc_reg_read(self._handle, _int(register), ctypes.byref(value)))
+        return value.value
+
+    def write(self, register: int, value: int) -> None:
+        """Set a register by Unicorn's number for it."""
+        wide = _u64(value)
+        _check("write", _short.uc_reg_write(self._handle, _int(register), ctypes.byref(wide)))
+
+    def read_wide(self, register: int, size: int) -> bytes:
+        """Return a register of 10 or 16 bytes."""
+        value = ctypes.create_string_buffer(size)
+        _check("read", _short.uc_reg_read(self._handle, _int(register), value))
+        return value.raw
+
+    def write_wide(self, register: int, value: bytes) -> None:
+        """Set a register of 10 or 16 bytes."""
+        wide = ctypes.create_string_buffer(value, len(value))
+        _check("write", _short.uc_reg_write(self._handle, _int(register), wide))
+
+    def rdmsr(self, index: int) -> int:
+        """Return a model-specific register, 0 for one that the emulator does not have."""
+        pair = ctypes.create_string_buffer(struct.pack("=I4xQ", index, 0), 16)
+        _check("read", _short.uc_reg_read(self._handle, _int(x86.UC_X86_REG_MSR), pair))
+        return int(struct.unpack("=I4xQ", pair.raw)[1])
+
+    def wrmsr(self, index: int, value: int) -> None:
+        """Set a model-specific register."""
+        pair = ctypes.create_string_buffer(struct.pack("=I4xQ", index, value), 16)
+        _check("write", _short.uc_reg_write(self._handle, _int(x86.UC_X86_REG_MSR), pair))
 
     def close(self) -> None:
-        """Let the emulator go."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._watchdog is not None:
-            self._watchdog.close()
-        self._uc = None
+        """Free everything."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self.view.release()
+            _check("close", uclib.uc_close(handle))
+            self._keep.clear()
 
-    # --- the loop around the emulator ---------------------------------------------------------
+    def _prime(self) -> None:
+        """Run one NOP: the hook for new blocks stays silent until a first block has run."""
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+        page[0] = _NOP
+        hva = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        self.map_ram(0, mmap.PAGESIZE, hva)
+        self.start(1)
+        self.unmap(0, mmap.PAGESIZE)
+        self.forget_code()
+        self.rip.value = 0
 
-    def _go(self, count: int) -> Exit | None:
-        self._open()
-        if isinstance(self._exit, Mmio):
-            raise Unsupported("this engine cannot go on after an MMIO exit so far")
-        if self._budget.instructions is not None and self._left <= 0:
-            return BudgetSpent(str(self._budget))
-        if isinstance(self._exit, IoIn):
-            undriven = b"\xff" * self._exit.size  # a bus that nobody drives floats high
-            self._answer = self._answer or undriven
-            self._finish_in()
-        self._exit = None
-        with self._watchdog or contextlib.nullcontext():
-            while True:
-                ended = self._emulate(count)
-                if ended is not None or self._vector is None:
-                    self._exit = ended
-                    return ended
-                vector, self._vector = self._vector, None
-                if (failed := self._deliver(vector)) is not None:
-                    self._exit = failed
-                    return failed
-                if count == 1:
-                    return None
 
-    def _emulate(self, count: int) -> Exit | None:
-        """Enter the emulator once; None with `_vector` set if an event must be delivered."""
-        self._running = True  # before the look at _kicked: a later kick stops the emulator
-        if self._kicked.is_set() or (self._watchdog is not None and self._watchdog.expired):
-            self._running = False
-            return self._interrupted()
-        self._exit = None
-        self._thread = threading.get_ident()
-        eip = self._uc.reg_read(x86.UC_X86_REG_EIP)
-        start = (self._uc.reg_read(x86.UC_X86_REG_CS) << 4) + (eip & 0xFFFF)
-        try:
-            self._uc.emu_start(start, 0, count=count)
-        except uc.UcError as error:
-            if self._exit is None and self._vector is None:
-                return EngineFailure(f"Unicorn gave up at {start:#x}: {error}")
-        finally:
-            self._running = False
-        if self._exit is not None or self._vector is not None:
-            return self._exit
-        if self._budget.instructions is not None and self._left < 0:
-            self._left = 0
-            return BudgetSpent(str(self._budget))
-        if self._kicked.is_set() or (self._watchdog is not None and self._watchdog.expired):
-            return self._interrupted()
-        return self._halted(count)
+_NOP = 0x90
 
-    def _finish_in(self) -> None:
-        """Put the device's answer into AL, AX or EAX: the emulator has moved on with a zero there.
 
-        An INS has not moved on. It runs again and takes the answer in `_on_in`.
-        """
-        if self._answer is None or self._string_input:
-            return
-        keep = -1 << 8 * len(self._answer)
-        eax = self._uc.reg_read(x86.UC_X86_REG_EAX) & keep & 0xFFFFFFFF
-        eax |= int.from_bytes(self._answer, "little")
-        self._uc.reg_write(x86.UC_X86_REG_EAX, eax)
-        self._answer = self._exit = None
+@cache
+def _proven() -> None:
+    """Prove once that the offsets above hold for the library that is installed, or refuse it.
 
-    def _halted(self, count: int) -> Exit | None:
-        """Unicorn returns from HLT and from a used-up count alike: look at what it executed."""
-        last = self._linear_ip() - 1
-        if 0 <= last < self._ram.size and self._ram.read(last, 1)[0] == _HLT:
-            return Halt()
-        return None if count == 1 else EngineFailure("Unicorn stopped and did not say why")
+    Nothing is read that may not be there: `_peek` returns less instead.
+    """
+    if VERSION != MADE_FOR:
+        raise Unsupported(f"Unicorn {VERSION} is not the version this was made for, {MADE_FOR}")
+    handle = _open(x86.UC_CPU_X86_EPYC_ROME)
+    try:
+        values = [0x1122334455667700 + i for i in range(16)]
+        names = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"]
+        names += [f"R{number}" for number in range(8, 16)]
+        for name, value in zip(names, values, strict=True):
+            _poke(handle, getattr(x86, f"UC_X86_REG_{name}"), value)
+        cpu = int.from_bytes(_peek(handle.value + _CPU, 8), "little")
+        if _peek(cpu + _ENV, 128) != struct.pack("=16Q", *values):
+            raise _unknown("its CPUX86State is not where it was")
+        _check_env(handle, cpu + _ENV)
+        _check_run(handle, cpu)
+    finally:
+        _check("close", uclib.uc_close(handle))
 
-    def _interrupted(self) -> Exit:
-        if self._watchdog is not None and self._watchdog.expired:
-            return BudgetSpent(str(self._budget))
-        self._kicked.clear()
-        return Kicked()
 
-    def _deliver(self, vector: int) -> Exit | None:
-        """Send the guest to its handler; return an exit where it has none."""
-        self._forget_fault(vector)
-        read, write = self._uc.reg_read, self._uc.reg_write
-        _, base, limit, _ = read(x86.UC_X86_REG_IDTR)
-        protected = read(x86.UC_X86_REG_CR0) & 1
-        size = real_mode.PROTECTED_ENTRY_SIZE if protected else real_mode.ENTRY_SIZE
-        gate = real_mode.find_gate(vector, limit, self._linear_ip(), size)
-        if isinstance(gate, Shutdown):
-            return gate
-        if protected:
-            return EngineFailure("this engine delivers events in real mode only, so far")
-        state = real_mode.State(
-            cs=read(x86.UC_X86_REG_CS),
-            ip=read(x86.UC_X86_REG_EIP) & 0xFFFF,
-            flags=read(x86.UC_X86_REG_EFLAGS) & 0xFFFF,
-            ss=read(x86.UC_X86_REG_SS),
-            sp=read(x86.UC_X86_REG_SP),
+def _check_env(handle: Any, env: int) -> None:
+    """Prove the offsets of the fields above, each by a value written through the library."""
+
+    def holds(offset: int, value: int, size: int = 8) -> bool:
+        return _peek(env + offset, size) == value.to_bytes(size, "little")
+
+    _poke(handle, x86.UC_X86_REG_RIP, 0x123456789ABC)
+    _poke(handle, x86.UC_X86_REG_CR2, 0x3344556677)
+    _poke(handle, x86.UC_X86_REG_CR3, 0x7FFF000)
+    tables = {"GDTR": GDT, "IDTR": IDT, "LDTR": LDT, "TR": TR}
+    for number, name in enumerate(tables):
+        value = ctypes.create_string_buffer(
+            struct.pack("=H6xQII", 0, 0xAB000 + number, 0x1230 + number, 0x8B00), 24
         )
-        at_handler = real_mode.deliver(self._ram, gate, base, state)
-        if isinstance(at_handler, Shutdown):
-            return at_handler
-        write(x86.UC_X86_REG_SP, at_handler.sp)
-        write(x86.UC_X86_REG_EFLAGS, at_handler.flags)
-        write(x86.UC_X86_REG_CS, at_handler.cs)
-        write(x86.UC_X86_REG_EIP, at_handler.ip)
-        return None
+        register = _int(getattr(x86, f"UC_X86_REG_{name}"))
+        _check("write", _short.uc_reg_write(handle, register, value))
+    good = holds(RIP, 0x123456789ABC) and holds(CR2, 0x3344556677) and holds(CR3, 0x7FFF000)
+    for number, offset in enumerate(tables.values()):
+        good = (
+            good and holds(offset + 8, 0xAB000 + number) and holds(offset + 16, 0x1230 + number, 4)
+        )
+    good = good and holds(CR0, 0x11, 4) and holds(EFER, 1 << 10 | 1 << 8)
+    if not good:
+        raise _unknown("its CPUX86State is laid out otherwise")
 
-    def _forget_fault(self, vector: int) -> None:
-        context = self._uc.context_save()
-        address = ctypes.cast(context.context, ctypes.c_void_p).value
-        assert address is not None
-        old = ctypes.c_int32.from_address(address + _OLD_EXCEPTION)
-        if old.value == -1:
-            return
-        if old.value != vector:
-            raise Unsupported(f"Unicorn {VERSION} keeps its state elsewhere than 2.1.4 does")
-        old.value = -1
-        self._uc.context_restore(context)
 
-    def _linear_ip(self) -> int:
-        cs = int(self._uc.reg_read(x86.UC_X86_REG_CS))
-        return (cs << 4) + int(self._uc.reg_read(x86.UC_X86_REG_EIP) & 0xFFFF)
+def _check_run(handle: Any, cpu: int) -> None:
+    """Run a stop, a HLT and an INT: prove where `halted`, the count and the INT's mark are."""
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    hva = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    where = _u64(0), _size(mmap.PAGESIZE), _u32(7), _ptr(hva)
+    _check("map", _short.uc_mem_map_ptr(handle, *where))
+    page[:78] = bytes([_NOP]) * 77 + b"\xf4"
+    seen = []
+    for limit in (9, 1000):
+        _emu_start(handle, _u64(0), _u64(0), _u64(0), _size(limit))
+        seen.append((_u32_at(cpu + _HALTED), _u32_at(handle.value + _COUNTER)))
+    if seen != [(0, 10), (1, 78)]:
+        raise _unknown(f"after a stop and a HLT it shows {seen}")
+    page[:2] = b"\xcd\x2b"
+    _check("flush", _ctl(handle, _control(uc.UC_CTL_TB_FLUSH)))
+    _emu_start(handle, _u64(0), _u64(0), _u64(0), _size(0))
+    if _u32_at(cpu + _ENV + IS_INT) != 1:
+        raise _unknown("exception_is_int is elsewhere")
 
-    def _open(self) -> None:
-        if self._closed:
-            raise BadInput("vcpu", "is closed")
 
-    def _stop_now(self) -> None:
-        engine = self._uc
-        if engine is not None and self._running:
-            engine.emu_stop()
+def _u32_at(address: int) -> int:
+    return int.from_bytes(_peek(address, 4), "little")
 
-    # --- hooks: called by the emulator in the middle of an instruction -------------------------
 
-    def _on_out(self, engine: Any, port: int, size: int, value: int, _: object) -> None:
-        self._exit = IoOut(port, size, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
-        engine.emu_stop()
+def _unknown(why: str) -> Unsupported:
+    return Unsupported(f"this build of Unicorn {VERSION} keeps its state elsewhere: {why}")
 
-    def _on_in(self, engine: Any, port: int, size: int, _: object) -> int:
-        if self._answer is not None:
-            answer, self._answer = self._answer, None
-            return int.from_bytes(answer, "little")
-        self._exit = IoIn(port, size)
-        at = self._linear_ip()
-        code = self._ram.read(at, min(15, self._ram.size - at)).lstrip(_PREFIXES)
-        self._string_input = code[:1] in _INS
-        engine.emu_stop()
-        return 0
 
-    def _on_interrupt(self, engine: Any, vector: int, _: object) -> None:
-        self._vector = vector
-        engine.emu_stop()
+def _open(model: int) -> Any:
+    handle = _ptr()
+    _check("open", uclib.uc_open(uc.UC_ARCH_X86, uc.UC_MODE_64, ctypes.byref(handle)))
+    _check("model", _ctl(handle, _control(uc.UC_CTL_CPU_MODEL), _int(model)))
+    # Exits by address are on, and none is listed: `until`, a trap, is ignored.
+    _check("exits", _ctl(handle, _control(uc.UC_CTL_UC_USE_EXITS), _int(1)))
+    return handle
 
-    def _on_invalid(self, engine: Any, _: object) -> bool:
-        self._vector = real_mode.INVALID_OPCODE
-        engine.emu_stop()
-        return False
 
-    def _on_unmapped(
-        self, engine: Any, access: int, gpa: int, size: int, value: int, _: object
-    ) -> bool:
-        if access == uc.UC_MEM_FETCH_UNMAPPED:
-            self._exit = EngineFailure(f"the guest jumped to {gpa:#x}, where there is no RAM")
-        else:
-            wrote = access == uc.UC_MEM_WRITE_UNMAPPED
-            data = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little") if wrote else None
-            self._exit = Mmio(gpa, size, data)
-        engine.emu_stop()
-        return False
+def _poke(handle: Any, register: int, value: int) -> None:
+    wide = _u64(value)
+    _check("write", _short.uc_reg_write(handle, _int(register), ctypes.byref(wide)))
 
-    def _on_instruction(self, engine: Any, address: int, size: int, _: object) -> None:
-        self._left -= 1
-        if self._left < 0:
-            engine.emu_stop()
+
+def _control(which: int) -> Any:
+    """``UC_CTL_WRITE(which, 1)``, as `unicorn.h` builds it."""
+    return _int(which | 1 << 26 | uc.UC_CTL_IO_WRITE << 30)
+
+
+def _check(what: str, error: int) -> None:
+    if error:
+        _short.uc_strerror.restype = ctypes.c_char_p
+        said = _short.uc_strerror(error).decode()
+        raise Unsupported(f"Unicorn refuses to {what}: {said}")
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (("base", _ptr), ("length", _size))
+
+
+def _peek(address: int, size: int) -> bytes:
+    """Return up to `size` bytes of this process's memory, fewer where it ends: never a fault."""
+    data = ctypes.create_string_buffer(size)
+    here, there = _Piece(ctypes.addressof(data), size), _Piece(address, size)
+    read = ctypes.CDLL(None).process_vm_readv
+    got = read(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    return data.raw[: max(got, 0)]

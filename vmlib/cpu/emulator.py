@@ -1,0 +1,682 @@
+"""The Unicorn engine: a vCPU that needs no privilege and no hardware.
+
+Unicorn executes instructions faithfully, walks the guest's own page tables, and was made for
+analysing code, not for being a machine. Five habits of it are mended:
+
+* it stops late after port I/O: see `traps.py`;
+* the address at which to stop is a trap when the guest may jump anywhere: it is switched off;
+* it remembers the last fault for ever, so that a second one looks like a double fault: the
+  memory is wiped after each;
+* it starts in 64-bit mode without page tables, which no processor has: its hidden state is set to
+  that of a real one in any mode (`emulator_state.py`);
+* it delivers no exception, INT or interrupt, and no SYSCALL: `events.py` and `fast_calls.py` do.
+
+vCPUs of one VM take turns, for two emulators do not lock against each other.
+"""
+
+import os
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vmlib.cpu import emulator_state as state
+from vmlib.cpu import events
+from vmlib.cpu import unicorn as raw
+from vmlib.cpu.budget import Budget, Watchdog
+from vmlib.cpu.capabilities import require
+from vmlib.cpu.engine import (
+    INTERCEPTS,
+    BaseVcpu,
+    BaseVm,
+    InterruptController,
+    ReadHandler,
+    WriteHandler,
+    check_ports,
+    check_vector,
+)
+from vmlib.cpu.exits import (
+    BudgetSpent,
+    Debug,
+    EngineFailure,
+    Exit,
+    Halt,
+    InterruptWindow,
+    IoIn,
+    IoOut,
+    Kicked,
+    Mmio,
+    MsrRead,
+    MsrWrite,
+)
+from vmlib.cpu.fast_calls import syscall, sysenter
+from vmlib.cpu.intercepts import Intercepts
+from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
+from vmlib.cpu.traps import REFUSED, STEPPED, SYSCALL, SYSENTER, Traps
+from vmlib.cpu.turns import Turns
+from vmlib.errors import BadInput, Unsupported
+from vmlib.units import PAGE_SIZE
+
+VERSION = raw.VERSION
+_LONGEST = 15  # bytes of an instruction
+_STOP_AGAIN = 0.0005
+_IF, _TF = events.IF, events.TF
+
+
+class Bell:
+    """A doorbell: an eventfd that a guest's write rings (KVM's ioeventfd)."""
+
+    def __init__(self, size: int, match: int | None) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._size = size
+        self._match = match
+
+    def ring(self, address: int, size: int, value: int) -> object:
+        """Take the write if it is for this bell."""
+        if size != self._size or (self._match is not None and value != self._match):
+            return REFUSED
+        os.eventfd_write(self._fd, 1)
+        return None
+
+    def take(self) -> int:
+        """Return how often it rang since the last call, and start at zero again."""
+        try:
+            return os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return 0
+
+    def fileno(self) -> int:
+        """The eventfd, for `select` and friends."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class UnicornVm(BaseVm["UnicornVcpu"]):
+    """A VM whose vCPUs are Unicorn's.
+
+    With `parallel` its vCPUs run at the same moment and locked instructions are not atomic
+    between them: an exercise, not a machine.
+    """
+
+    engine = "unicorn"
+
+    def __init__(self, ram: int | str, parallel: bool = False) -> None:
+        super().__init__(ram)
+        self.reads: dict[int, ReadHandler] = {}
+        self.writes: dict[int, Callable[[int, int, int], object]] = {}
+        self.bells: dict[int, Callable[[int, int, int], object]] = {}
+        self.regions: list[tuple[int, int, ReadHandler, WriteHandler]] = []
+        self.controller: InterruptController | None = None
+        self.turns = Turns()
+        self.parallel = parallel
+        self._doorbells: list[Bell] = []
+
+    def doorbell(
+        self, address: int, size: int, *, mmio: bool = False, match: int | None = None
+    ) -> Bell:
+        """Let writes of `size` bytes (of value `match`, if given) ring instead of exit."""
+        self._check_open()
+        if size not in (1, 2, 4, 8) or (size == 8 and not mmio):
+            raise BadInput("size", f"is 1, 2 or 4 bytes, or 8 in memory; not {size}")
+        if mmio:
+            self._check_outside_ram(address - address % PAGE_SIZE, PAGE_SIZE)
+        else:
+            check_ports(address, 1)
+        place = self.bells if mmio else self.writes
+        if address in place:
+            raise BadInput("address", f"{address:#x} has a handler or a doorbell already")
+        bell = Bell(size, match)
+        self._doorbells.append(bell)
+        place[address] = bell.ring
+        return bell
+
+    def handle_ports(self, first: int, count: int, read: ReadHandler, write: WriteHandler) -> None:
+        """Have these ports handled inside `run`."""
+        self._check_open()
+        check_ports(first, count)
+        ports = range(first, first + count)
+        if taken := [port for port in ports if port in self.reads or port in self.writes]:
+            raise BadInput("ports", f"{taken[0]:#x} has a handler or a doorbell already")
+        for port in ports:
+            self.reads[port] = read
+            self.writes[port] = write
+
+    def handle_memory(self, gpa: int, size: int, read: ReadHandler, write: WriteHandler) -> None:
+        """Have these whole pages outside RAM handled inside `run`."""
+        self._check_open()
+        self._check_outside_ram(gpa, size)
+        for other, length, _, _ in self.regions:
+            if gpa < other + length and other < gpa + size:
+                raise BadInput(
+                    "gpa", f"{gpa:#x}+{size:#x} overlaps the region at {other:#x}+{length:#x}"
+                )
+        self.regions.append((gpa, size, read, write))
+        for vcpu in self.vcpus:
+            vcpu.remap()
+
+    def create_irqchip(self, controller: InterruptController | None = None) -> None:
+        """Put an interrupt controller beside the vCPUs, before the first one is created."""
+        self._check_open()
+        if controller is None:
+            raise BadInput("controller", "the emulator has none of its own: give it a model of one")
+        if self.vcpus:
+            raise BadInput("irqchip", "must be there before the first vCPU")
+        self.controller = controller
+        controller.notify(self._wake)
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """Raise or lower an input line of the interrupt controller."""
+        self._check_open()
+        if self.controller is None:
+            raise BadInput("irqchip", "there is none; call create_irqchip() first")
+        self.controller.set_irq(line, level)
+
+    def _wake(self) -> None:
+        if self.vcpus:
+            self.vcpus[0].look_up()
+
+    def _new_vcpu(self, index: int) -> "UnicornVcpu":
+        vcpu = UnicornVcpu(self, index)
+        for other in self.vcpus:
+            other.look_up()  # it may be running as if it were alone
+        return vcpu
+
+    def _release(self) -> None:
+        for bell in self._doorbells:
+            bell.close()
+
+
+class UnicornVcpu(BaseVcpu):
+    """One vCPU on Unicorn; see `vmlib.cpu.engine.Vcpu` for what the methods promise."""
+
+    def __init__(self, vm: UnicornVm, index: int) -> None:
+        super().__init__(index)
+        self._vm = vm
+        self._ram = vm.ram
+        self._emu = raw.Emulator()
+        self._emu.map_ram(0, vm.ram.size, vm.ram.hva)
+        self._traps = Traps(self._emu, vm.ram.size, vm)
+        self._traps.may_use_ports = self._may_use_ports
+        self._intercepts = Intercepts(self._emu, self._traps, self._memory, self._code_written)
+        vm.ram.watchers.append(self._intercepts.written)
+        self._controller = vm.controller if index == 0 else None
+        self._passing = -1
+        self._hypercalls = self._acknowledged = 0
+        self._breakpoints: dict[int, int] = {}
+        self._vector: int | None = None
+        self._data: bytes | None = None
+        self._kicked = self._slice_over = self._inside = self._stale = False
+        self._again = self._asleep = self._waiting = False
+        self._thread = 0
+        self._awake = threading.Event()
+        self._budget = Budget()
+        self._watchdog: Watchdog | None = None
+        self._left = 0
+        self.start_real_mode(0)
+
+    @property
+    def handled(self) -> Counter[str]:
+        """Events that a handler inside finished, by kind; the guest never left for them."""
+        traps = self._traps
+        counts = {"IO": traps.handled_io, "MMIO": traps.handled_mmio}
+        return +Counter(counts | {"HYPERCALL": self._hypercalls, "IRQ": self._acknowledged})
+
+    # --- state --------------------------------------------------------------------------------
+
+    def registers(self) -> Registers:
+        """The registers now, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return state.read_registers(self._emu)
+
+    def set_registers(self, registers: Registers) -> None:
+        """Replace all general registers, RIP and RFLAGS."""
+        self._check_open()
+        self._settle()
+        state.write_registers(self._emu, registers)
+
+    def system(self) -> SystemRegisters:
+        """Segments, control registers and tables now, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return state.read_system(self._emu)
+
+    def set_system(self, system: SystemRegisters) -> None:
+        """Replace them."""
+        self._check_open()
+        self._settle()
+        state.write_system(self._emu, system)
+        self._intercepts.forget_code()
+
+    def save(self) -> VcpuState:
+        """The full state, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return VcpuState(
+            registers=state.read_registers(self._emu),
+            system=state.read_system(self._emu),
+            xsave=state.read_xsave(self._emu),
+            msrs=state.read_msrs(self._emu),
+            debug=state.read_debug(self._emu),
+            interrupt=self._vector,
+            shadow=state.shadow(self._emu),
+            halted=self._asleep,
+        )
+
+    def restore(self, saved: VcpuState) -> None:
+        """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
+        self._check_open()
+        self._forget()
+        state.write_xsave(self._emu, saved.xsave)
+        state.write_msrs(self._emu, saved.msrs)
+        state.write_debug(self._emu, saved.debug)
+        state.write_system(self._emu, saved.system)
+        state.write_registers(self._emu, saved.registers)
+        state.write_system(self._emu, saved.system)  # once more: its digest needs RFLAGS
+        state.set_shadow(self._emu, saved.shadow)
+        self._intercepts.forget_code()
+        self._vector = saved.interrupt
+        self._asleep = saved.halted
+
+    # --- what the VMM asks for ----------------------------------------------------------------
+
+    def set_budget(self, budget: Budget) -> None:
+        """Limit time, instructions, or both, counted from now."""
+        self._check_open()
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._budget = budget
+        self._watchdog = None
+        self._left = budget.instructions or 0
+        if budget.seconds is not None:
+            self._watchdog = Watchdog(budget.seconds, self.look_up)
+
+    def inject(self, vector: int) -> None:
+        """Have an external interrupt delivered as soon as the guest can take it."""
+        self._check_open()
+        check_vector(vector)
+        if self._controller is not None:
+            raise BadInput("inject", "the interrupt controller decides; use vm.set_irq()")
+        if self._vector is not None:
+            raise BadInput("inject", f"vector {self._vector} is still waiting")
+        self._vector = vector
+
+    def kick(self) -> None:
+        """Make `run` return soon. Callable from any thread, at any time, and never lost."""
+        self._kicked = True
+        self._stop_while(lambda: self._kicked)
+
+    def look_up(self) -> None:
+        """Make the loop look round without returning: an interrupt came, a turn or time is up."""
+        self._slice_over = True
+        self._stop_while(lambda: self._slice_over)
+
+    def _stop_while(self, wanted: Callable[[], bool]) -> None:
+        self._awake.set()
+        while self._inside and wanted():
+            self._emu.stop()
+            if threading.get_ident() == self._thread:
+                return
+            time.sleep(_STOP_AGAIN)  # a stop that came before the start was forgotten
+
+    def breakpoints(self, addresses: Iterable[int]) -> None:
+        """Replace the debugger's breakpoints by these linear addresses, four at most."""
+        self._check_open()
+        wanted = list(dict.fromkeys(addresses))
+        if len(wanted) > 4:
+            raise BadInput("breakpoints", f"x86 has four address registers, not {len(wanted)}")
+        for number in self._breakpoints.values():
+            self._emu.unhook(number)
+        self._breakpoints = {
+            address: self._emu.hook(
+                raw.HOOK_CODE, raw.CODE_HOOK(self._on_breakpoint), begin=address, end=address
+            )
+            for address in wanted
+        }
+        self._emu.forget_code()
+
+    def intercept(self, *kinds: str) -> None:
+        """Have these exit too."""
+        self._check_open()
+        for kind in kinds:
+            if kind not in INTERCEPTS:
+                raise BadInput("intercept", f"{kind!r} is unknown; {', '.join(INTERCEPTS)}")
+            require("unicorn", kind)
+        self._intercepts.switch_on(kinds)
+
+    def refuse(self) -> None:
+        """Answer an MsrRead or MsrWrite with a general-protection fault."""
+        self._check_open()
+        if not isinstance(self._pending, MsrRead | MsrWrite):
+            raise BadInput("refuse", "no RDMSR or WRMSR is waiting for an answer")
+        self._pending = None
+        self._failed = self._deliver(events.Event(events.GP, 0))
+
+    def remap(self) -> None:
+        """The VM has a new region handled inside."""
+        self._traps.map_hole()
+
+    def close(self) -> None:
+        """Let the emulator go."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._ram.watchers.remove(self._intercepts.written)
+        self._emu.close()
+
+    # --- the loop around the emulator ---------------------------------------------------------
+
+    def run(self) -> Exit:
+        """Run until something happens that the emulator cannot finish."""
+        ended = self._enter(stepping=False)
+        assert ended is not None, "only a step ends without an exit"
+        return ended
+
+    def step(self) -> Exit | None:
+        """Run one instruction."""
+        return self._enter(stepping=True)
+
+    def _enter(self, stepping: bool) -> Exit | None:
+        self._check_open()
+        vm, watchdog = self._vm, self._watchdog
+        self._thread = threading.get_ident()
+        shared = len(vm.vcpus) > 1 and not vm.parallel
+        if shared:
+            vm.turns.take(self.look_up)
+        try:
+            if watchdog is None:
+                ended = self._loop(stepping)
+            else:
+                with watchdog:
+                    self._slice_over |= watchdog.expired
+                    ended = self._loop(stepping)
+        finally:
+            self._inside = False
+            if shared:
+                vm.turns.give()
+        self._pending = ended
+        if ended is not None:
+            self.exits[ended.reason] += 1
+        return ended
+
+    def _loop(self, stepping: bool) -> Exit | None:
+        emu, traps = self._emu, self._traps
+        if self._pending is not None and (ended := self._resume(stepping)) is not None:
+            return ended
+        counting = self._budget.instructions is not None
+        while True:
+            limit = int(stepping)
+            self._inside = True  # before the look at the flags: whoever sets one later stops us
+            if self._kicked or self._slice_over:
+                self._inside = False
+                if (ended := self._look_round()) is not None:
+                    return ended
+                continue
+            if self._asleep or self._vector is not None or self._controller is not None:
+                self._inside = False
+                ended, limit = self._interrupts(limit)
+                if ended is not None:
+                    return ended
+                if self._kicked or self._slice_over:
+                    continue
+                self._inside = True
+            if counting:
+                if self._left <= 0:
+                    return BudgetSpent(str(self._budget))
+                limit = limit or self._left
+            if self._breakpoints and traps.linear_rip() in self._breakpoints:
+                self._passing = traps.linear_rip()
+            error = emu.start(limit)
+            self._inside = False
+            if counting:
+                self._left -= min(limit, self._executed())
+            if traps.must_undo:
+                self._undo()
+            if traps.exit is not None:
+                return self._leave()
+            if traps.raised is not None:
+                raised, traps.raised = traps.raised, None
+                raise raised
+            if traps.vector is not None:
+                if (ended := self._event()) is not None:
+                    return ended
+            elif emu.halted.value:
+                if self._controller is None:
+                    self._waiting = False
+                    return Halt()
+                self._asleep = True
+            elif error:
+                return EngineFailure(f"Unicorn gave up at {traps.linear_rip():#x}: error {error}")
+            elif limit and emu.executed.value <= limit:
+                continue  # stopped early, by somebody who set a flag
+            if stepping:
+                return None
+
+    def _leave(self) -> Exit:
+        """Put the registers where they belong for the exit that a hook has noted."""
+        traps = self._traps
+        ended, traps.exit = traps.exit, None
+        assert ended is not None
+        if traps.redo is not None:  # an IN: stopped in time, but its zero is in RAX
+            rip, rax = traps.redo
+            traps.redo = None
+            struct.pack_into("=Q", self._emu.view, raw.GPRS, rax)
+            self._emu.rip.value = rip
+            self._again = True
+        elif isinstance(ended, Mmio):
+            self._again = True
+        elif (
+            isinstance(ended, IoOut) and not self._again and self._emu.rip.value not in traps.after
+        ):
+            return EngineFailure(f"Unicorn stopped late, at {traps.linear_rip():#x}")
+        return ended
+
+    def _undo(self) -> None:
+        """Take back what ran too long, and have it stop in time from the next time on."""
+        traps = self._traps
+        traps.undo()
+        if isinstance(traps.exit, IoIn | IoOut):
+            traps.learn(self._intercepts.code(_LONGEST))
+            self._again = True
+        elif traps.vector is not None:  # a port that is closed to the guest
+            self._emu.error_code.value = self._emu.is_int.value = 0
+
+    # --- finishing what an exit has left unfinished ---------------------------------------------
+
+    def _answer(self, data: bytes) -> None:
+        self._data = data
+
+    def _forget(self) -> None:
+        self._traps.forget()
+        self._pending = self._data = self._vector = None
+        self._again = self._asleep = self._waiting = False
+
+    def _settle(self) -> None:
+        """Finish the pending instruction, so that the registers are those after it."""
+        if self._pending is not None and (ended := self._resume(stepping=True)) is not None:
+            self._pending = ended
+
+    def _resume(self, stepping: bool) -> Exit | None:
+        """Make ready to go on after an exit; return the next one if its instruction makes another.
+
+        An IN or OUT is executed again as part of what follows, unless something must come after it
+        and before the next instruction; a load or store from a device is always stepped over.
+        """
+        pending, data = self._pending, self._data
+        self._pending = self._data = None
+        traps = self._traps
+        if not self._again:
+            if pending is not None:
+                self._intercepts.finish(pending, data)
+            return None
+        if isinstance(pending, IoOut):
+            traps.passed = True
+        elif isinstance(pending, IoIn):
+            traps.answer = int.from_bytes(data or b"\xff" * pending.size, "little")
+        elif isinstance(pending, Mmio):
+            if pending.data is None:
+                bytes_read = data or b"\xff" * pending.size
+                traps.known.update(enumerate(bytes_read, pending.gpa))
+            else:
+                traps.written.update(range(pending.gpa, pending.gpa + pending.size))
+            stepping = True
+        self._again = False
+        if stepping or self._vector is not None or self._controller is not None:
+            return self._step_over()
+        self._left += 1  # it was counted when it stopped, and will be once more
+        return None
+
+    def _step_over(self) -> Exit | None:
+        """Execute one instruction that is known to be plain I/O, by the trap flag.
+
+        Not by an instruction limit: setting one drops all translations.
+        """
+        emu, traps = self._emu, self._traps
+        rflags, dr6 = emu.read(raw.EFLAGS), emu.read(raw.DR0 + 6)
+        emu.write(raw.EFLAGS, rflags | _TF)
+        traps.stepping = True
+        while traps.vector is None and traps.exit is None and traps.raised is None:
+            if emu.start() and traps.exit is None and traps.vector is None:
+                break
+        traps.stepping = False
+        if traps.must_undo:
+            traps.undo()
+        emu.write(raw.EFLAGS, emu.read(raw.EFLAGS) & ~_TF | rflags & _TF)
+        if traps.exit is not None:
+            return self._leave()
+        traps.known.clear()
+        traps.written.clear()
+        if traps.vector == STEPPED:
+            traps.vector = None
+            emu.old_exception.value = -1
+            if rflags & _TF:
+                return self._deliver(events.Event(events.DB))
+            emu.write(raw.DR0 + 6, dr6)
+        elif traps.vector is not None:
+            return self._event()
+        return None
+
+    # --- events -------------------------------------------------------------------------------
+
+    def _event(self) -> Exit | None:
+        """Do what the processor does with the exception or call that a hook has noted."""
+        emu, traps = self._emu, self._traps
+        vector, traps.vector = traps.vector, None
+        assert vector is not None
+        emu.old_exception.value = -1
+        if vector in (SYSCALL, SYSENTER):
+            return self._fast_call(vector)
+        if vector == events.UD and (call := self._intercepts.hypercall()):
+            if isinstance(call, Exit):
+                return call
+            self._hypercalls += 1
+            return None
+        code = emu.error_code.value if vector in events.WITH_ERROR_CODE else None
+        kind: events.Kind = "software" if emu.is_int.value else "fault"
+        emu.is_int.value = 0
+        return self._deliver(events.Event(vector, None if kind == "software" else code, kind))
+
+    def _deliver(self, event: events.Event) -> Exit | None:
+        cpu = state.read_event_cpu(self._emu)
+        try:
+            failed = events.raise_event(cpu, events.LinearMemory(self._ram, cpu), event)
+        except Unsupported as error:
+            return EngineFailure(str(error))
+        if failed is None:
+            state.write_event_cpu(self._emu, cpu)
+        return failed
+
+    def _fast_call(self, which: int) -> Exit | None:
+        emu = self._emu
+        cpu = state.read_event_cpu(emu)
+        back = cpu.rip
+        done = syscall(cpu, emu.rdmsr, back) if which == SYSCALL else sysenter(cpu, emu.rdmsr)
+        if isinstance(done, events.Event):
+            emu.rip.value -= 2  # the emulator stands behind the two bytes already
+            return self._deliver(done)
+        if done is not None:
+            back, rflags = done
+            struct.pack_into("=Q", emu.view, raw.GPRS + 8, back)
+            if rflags >= 0:
+                struct.pack_into("=Q", emu.view, raw.GPRS + 88, rflags)
+        state.write_event_cpu(emu, cpu)
+        return None
+
+    def _interrupts(self, limit: int) -> tuple[Exit | None, int]:
+        """Deliver a waiting interrupt if the guest can take it; else return a limit of one
+        instruction, after which to look again. A guest that sleeps is woken, or slept for."""
+        controller = self._controller
+        waiting = self._vector is not None or (controller is not None and controller.pending())
+        takes = self._emu.read(raw.EFLAGS) & _IF and not state.shadow(self._emu)
+        if self._asleep:
+            if not (waiting and takes):
+                self._awake.wait()
+                self._awake.clear()
+                self._slice_over = True  # look round before sleeping on
+                return None, limit
+            self._asleep = False
+        if not waiting:
+            return None, limit
+        if not takes:
+            self._waiting = True
+            return None, 1
+        if self._waiting and controller is None:
+            self._waiting = False
+            return InterruptWindow(), limit
+        vector, self._vector = self._vector, None
+        if vector is None:
+            assert controller is not None
+            vector = controller.acknowledge()
+            self._acknowledged += 1
+        return self._deliver(events.Event(vector, None, "external")), limit
+
+    def _look_round(self) -> Exit | None:
+        """Somebody has set a flag: time is up, a kick, a turn, code written from outside."""
+        self._slice_over = False
+        self._awake.clear()
+        if self._stale:
+            self._stale = False
+            self._intercepts.forget_code()
+        if self._watchdog is not None and self._watchdog.expired:
+            return BudgetSpent(str(self._budget))
+        if self._kicked:
+            self._kicked = False
+            return Kicked()
+        turns = self._vm.turns
+        if turns.wanted and not self._vm.parallel:
+            turns.give()
+            turns.take(self.look_up)
+        return None
+
+    # --- small change -------------------------------------------------------------------------
+
+    def _executed(self) -> int:
+        """Instructions of the last start, the unfinished one included."""
+        if self._traps.must_undo:
+            return self._traps.counted
+        return self._emu.executed.value
+
+    def _code_written(self) -> None:
+        self._stale = True
+        self.look_up()
+
+    def _memory(self) -> events.LinearMemory:
+        return events.LinearMemory(self._ram, state.read_event_cpu(self._emu))
+
+    def _may_use_ports(self, port: int, size: int) -> bool:
+        return state.may_use_ports(self._emu, self._memory(), port, size)
+
+    def _on_breakpoint(self, _: Any, address: int, __: int, ___: Any) -> None:
+        if self._passing == address:
+            self._passing = -1
+            return
+        if self._traps.exit is None:
+            self._traps.exit = Debug(address)
+            self._emu.stop()

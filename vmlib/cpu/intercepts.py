@@ -1,0 +1,182 @@
+"""Exits for RDMSR, WRMSR, CPUID, MOV to CR3 and hypercalls on the emulator.
+
+Hardware has a bit for each of these. The emulator has a hook for CPUID and an invalid-opcode
+exception for VMCALL and VMMCALL; for the others, each newly translated block is read before it
+runs (`scan.py`), and a hook laid on the instruction.
+
+The same look at new blocks tells which pages hold code, so that a write from outside that changes
+some is noticed.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vmlib.cpu import unicorn as raw
+from vmlib.cpu.events import Fault, LinearMemory, OutsideRam
+from vmlib.cpu.exits import Cpuid, Cr3Write, Exit, Hypercall, MsrRead, MsrWrite
+from vmlib.cpu.scan import instruction_length, sites
+from vmlib.cpu.traps import Traps
+from vmlib.units import PAGE_SIZE
+
+_LONGEST = 15
+_HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
+_ENOSYS, _EPERM = 1000, 1  # KVM's, Linux include/uapi/linux/kvm_para.h
+_RAX, _RCX, _RDX, _RBX, _RSI = (raw.GPRS + 8 * i for i in (0, 1, 2, 3, 6))
+_MASK32 = 0xFFFFFFFF
+
+
+class Intercepts:
+    """What one vCPU intercepts, and the pages from which it has translated code."""
+
+    def __init__(
+        self,
+        emu: raw.Emulator,
+        traps: Traps,
+        memory: Callable[[], LinearMemory],
+        stale: Callable[[], None],
+    ) -> None:
+        self._emu = emu
+        self._traps = traps
+        self._memory = memory
+        self._stale = stale
+        self._kinds: set[str] = set()
+        self._hooked: set[int] = set()
+        self._pages: set[int] = set()
+        self.resume_at: int | None = None
+        """Linear address of an instruction that may pass its hook once."""
+        emu.hook(raw.HOOK_NEW_BLOCK, raw.BLOCK_HOOK(self._on_new_block))
+
+    def switch_on(self, kinds: Iterable[str]) -> None:
+        """Have these exit from now on."""
+        self._kinds.update(kinds)
+        if "cpuid" in self._kinds:
+            self._traps.cpuid_exits = self._cpuid
+        self._emu.forget_code()
+
+    def written(self, gpa: int, length: int) -> None:
+        """RAM was written from outside: say so if code was translated from there."""
+        pages = self._pages
+        for page in range(gpa // PAGE_SIZE, (gpa + length - 1) // PAGE_SIZE + 1):
+            if page in pages:
+                self._stale()
+                return
+
+    def forget_code(self) -> None:
+        """Drop all translations."""
+        self._pages.clear()
+        self._emu.forget_code()
+
+    def hypercall(self) -> Exit | bool:
+        """Look at an invalid opcode: an exit, True if it was a hypercall and is done, or False.
+
+        Where nobody asked for it, the answer is KVM's: the kernel does not know this call, or, to
+        a guest that is not in ring 0, it may not.
+        """
+        code = self.code(3)
+        if code not in _HYPERCALLS:
+            return False
+        if "hypercall" in self._kinds:
+            number, *args = (self._get(at) for at in (_RAX, _RBX, _RCX, _RDX, _RSI))
+            return Hypercall(number, (args[0], args[1], args[2], args[3]))
+        refusal = _EPERM if self._emu.hflags.value & 3 else _ENOSYS
+        self._set(_RAX, -refusal)
+        self._emu.rip.value += 3
+        return True
+
+    def finish(self, pending: Exit, answer: bytes | None) -> None:
+        """Do what the instruction of an exit would have done, with the VMM's answer."""
+        match pending:
+            case MsrRead():
+                low, high = struct.unpack("<II", answer or bytes(8))
+                self._set(_RAX, low)
+                self._set(_RDX, high)
+            case Cpuid():
+                values = struct.unpack("<4I", answer or bytes(16))
+                for at, value in zip((_RAX, _RBX, _RCX, _RDX), values, strict=True):
+                    self._set(at, value)
+            case Hypercall():
+                self._set(_RAX, int.from_bytes(answer or bytes(8), "little"))
+            case MsrWrite() | Cr3Write():
+                pass
+            case _:
+                return
+        code = self.code(_LONGEST)
+        self._emu.rip.value += instruction_length(code, 0, self._bits())
+
+    def code(self, size: int) -> bytes:
+        """Return up to `size` bytes of code at RIP, fewer where the next page is not mapped."""
+        at = self._traps.linear_rip()
+        memory = self._memory()
+        here = min(size, PAGE_SIZE - at % PAGE_SIZE)
+        try:
+            data: bytes = memory.read(at, here)
+            return data + memory.read(at + here, size - here) if here < size else data
+        except (Fault, OutsideRam):
+            return data if "data" in locals() else b""
+
+    # --- called by the emulator ---------------------------------------------------------------
+
+    def _on_new_block(self, _: Any, block: Any, __: Any, ___: Any) -> None:
+        at, size = block.contents.pc, block.contents.size
+        memory = self._memory()
+        try:
+            for linear in {at, at + max(size, 1) - 1}:
+                self._pages.add(memory.gpa(linear) // PAGE_SIZE)
+            if not self._kinds & {"msr", "cr3"}:
+                return
+            code = memory.read(at, size)
+        except (Fault, OutsideRam):
+            return
+        wanted = {"rdmsr", "wrmsr"} if "msr" in self._kinds else set()
+        wanted |= {"mov_cr3"} if "cr3" in self._kinds else set()
+        found = [at + one.offset for one in sites(code, self._bits()) if one.kind in wanted]
+        new = [address for address in found if address not in self._hooked]
+        for address in new:
+            self._hooked.add(address)
+            self._emu.hook(raw.HOOK_CODE, raw.CODE_HOOK(self._on_site), begin=address, end=address)
+        if new:  # this block was translated without them: do not run it, translate it again
+            self._stale()
+
+    def _on_site(self, _: Any, address: int, __: int, ___: Any) -> None:
+        if self._traps.exit is not None or self._emu.hflags.value & 3:
+            return  # in an outer ring it is a general-protection fault all by itself
+        if self.resume_at == address:
+            self.resume_at = None
+            return
+        code = self.code(_LONGEST)
+        for one in sites(code, self._bits()):
+            if one.offset == 0:
+                self._traps.exit = self._exit_of(one.kind, code[: one.length])
+                if self._traps.exit is not None:
+                    self._emu.stop()
+            return
+
+    def _exit_of(self, kind: str, code: bytes) -> Exit | None:
+        index = self._get(_RCX) & _MASK32
+        if kind == "rdmsr":
+            return MsrRead(index)
+        if kind == "wrmsr":
+            return MsrWrite(
+                index, self._get(_RDX) << 32 & _MASK32 << 32 | self._get(_RAX) & _MASK32
+            )
+        if kind == "mov_cr3":
+            rex_b = code[-4] & 1 if len(code) > 3 and code[-4] & 0xF0 == 0x40 else 0
+            value = self._get(raw.GPRS + 8 * (code[-1] & 7 | rex_b << 3))
+            value &= (1 << 64) - 1 if self._bits() == 64 else _MASK32
+            self._emu.write(raw.REG_CR3, value)
+            return Cr3Write(value)
+        return None
+
+    def _cpuid(self) -> Exit | None:
+        return Cpuid(self._get(_RAX) & _MASK32, self._get(_RCX) & _MASK32)
+
+    def _bits(self) -> Any:
+        flags = self._emu.hflags.value
+        return 64 if flags & 1 << 15 else 32 if flags & 1 << 4 else 16
+
+    def _get(self, at: int) -> int:
+        return int(struct.unpack_from("=Q", self._emu.view, at)[0])
+
+    def _set(self, at: int, value: int) -> None:
+        struct.pack_into("=Q", self._emu.view, at, value & (1 << 64) - 1)

@@ -1,0 +1,332 @@
+"""What the emulator's hooks catch, and how it is made to stop there and nowhere else.
+
+Each method named `_on_…` is called by the emulator in the middle of an instruction. It answers at
+once (a device handled inside), or notes why the guest has to leave and asks for a stop. Where the
+emulator stops differs:
+
+* A load or store, an exception, a hook on an instruction: at once, before the instruction.
+* IN, OUT, CPUID: at the end of the translated block, many instructions late. Two mends. Where the
+  instruction was seen before, a hook that does nothing lies on the next one, and the emulator
+  looks up there. The first time, the registers as they are *now* are kept, stores to RAM are
+  suppressed, and after the stop everything since is undone (`undo`).
+
+A guest that left in the middle of an instruction executes it again when it comes back, and finds
+the answer waiting. That is KVM's rule too: an IN is finished on re-entry.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vmlib.cpu import unicorn as raw
+from vmlib.cpu.engine import ReadHandler, WriteHandler
+from vmlib.cpu.events import GP, UD
+from vmlib.cpu.exits import EngineFailure, Exit, Mmio, io_in, io_out
+
+HOLE_END = 1 << 40
+"""The emulated CPU has 40 physical address bits; all of them that are not RAM may be devices."""
+
+SYSCALL, SYSENTER, STEPPED = -1, -2, -3
+"""What `vector` says besides exceptions: things that the emulator leaves to us."""
+
+REFUSED = object()
+"""What a port's write handler returns to let the guest leave after all."""
+
+_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+_REP = b"\xf2\xf3"
+_RAX, _CS_BASE = raw.GPRS, raw.SEGMENTS + raw.SEGMENT.size + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An I/O instruction that has run before: where it may stand after a stop, and its kind."""
+
+    after: tuple[int, ...]
+    string_input: bool
+
+
+class Inside(Protocol):
+    """What the VM has registered to be handled inside."""
+
+    reads: dict[int, ReadHandler]
+    writes: dict[int, Callable[[int, int, int], object]]
+    bells: dict[int, Callable[[int, int, int], object]]
+    regions: list[tuple[int, int, ReadHandler, WriteHandler]]
+
+
+class Traps:
+    """The hooks of one emulator, and what they caught since the last `clear`."""
+
+    def __init__(self, emu: raw.Emulator, ram_size: int, inside: Inside) -> None:
+        self.emu = emu
+        self.exit: Exit | None = None
+        self.vector: int | None = None
+        self.raised: BaseException | None = None
+        self.redo: tuple[int, int] | None = None
+        """RIP and RAX to go back to, so that an IN is executed again with its answer."""
+        self.must_undo = False
+        self.counted = 0
+        """Instructions executed when the late stop was asked for."""
+        self.after: tuple[int, ...] = ()
+        """Where the OUT that was just noted may leave RIP."""
+        self.answer: int | None = None
+        """What the IN or CPUID that is executed again shall find."""
+        self.passed = False
+        """The OUT that is executed again has been reported: let it pass."""
+        self.known: dict[int, int] = {}
+        """Bytes that device memory holds for the load that is executed again."""
+        self.written: set[int] = set()
+        """Addresses whose store has been reported."""
+        self.stepping = False
+        self.handled_io = self.handled_mmio = 0
+        self.cpuid_exits: Callable[[], Exit | None] | None = None
+        self.may_use_ports: Callable[[int, int], bool] = lambda port, size: True
+        self.sites: dict[int, Site] = {}
+        self._ram_size = ram_size
+        self._inside = inside
+        self._snapshot = ctypes.create_string_buffer(raw.ENV_SIZE)
+        self._cs_base = ctypes.c_uint64.from_address(emu.env + _CS_BASE)
+        self._rax = ctypes.c_uint64.from_address(emu.env + _RAX)
+        self._mapped: list[tuple[int, int]] = []
+        for kind, call, insn in (
+            (raw.HOOK_INSN, raw.OUT_HOOK(self._on_out), raw.INSN_OUT),
+            (raw.HOOK_INSN, raw.IN_HOOK(self._on_in), raw.INSN_IN),
+            (raw.HOOK_INSN, raw.CPUID_HOOK(self._on_cpuid), raw.INSN_CPUID),
+            (raw.HOOK_INSN, raw.PLAIN_HOOK(self._on_syscall), raw.INSN_SYSCALL),
+            (raw.HOOK_INSN, raw.PLAIN_HOOK(self._on_sysenter), raw.INSN_SYSENTER),
+            (raw.HOOK_INTERRUPT, raw.INTERRUPT_HOOK(self._on_interrupt), 0),
+            (raw.HOOK_INVALID, raw.INVALID_HOOK(self._on_invalid), 0),
+            (raw.HOOK_MEMORY, raw.MEMORY_HOOK(self._on_memory), 0),
+        ):
+            emu.hook(kind, call, insn)
+        self.map_hole()
+
+    def linear_rip(self) -> int:
+        """Linear address of the instruction at which the guest stands."""
+        return (self.emu.rip.value + self._cs_base.value) & (1 << 64) - 1
+
+    def map_hole(self) -> None:
+        """Make everything that is not RAM device memory; regions handled inside are unguarded."""
+        for gpa, size in self._mapped:
+            self.emu.unmap(gpa, size)
+        self._mapped.clear()
+        at = self._ram_size
+        for gpa, size, read, write in sorted(self._inside.regions, key=lambda r: r[0]):
+            self._guard(at, gpa)
+            self.emu.map_device(gpa, size, self._reader(gpa, read), self._writer(gpa, write), False)
+            self._mapped.append((gpa, size))
+            at = gpa + size
+        self._guard(at, HOLE_END)
+
+    def forget(self) -> None:
+        """Drop all that is pending."""
+        self.exit = self.vector = self.raised = self.redo = self.answer = None
+        self.must_undo = self.passed = self.stepping = False
+        self.known.clear()
+        self.written.clear()
+
+    def undo(self) -> None:
+        """Take back what ran after the instruction that asked for a stop too late."""
+        self.must_undo = False
+        ctypes.memmove(self.emu.env, self._snapshot, raw.ENV_SIZE)
+        self.emu.protect(0, self._ram_size, True)
+
+    def learn(self, code: bytes) -> None:
+        """Have the I/O instruction at RIP, whose bytes these are, stop in time from now on."""
+        opcode = code.lstrip(_PREFIXES)
+        prefixes = code[: len(code) - len(opcode)]
+        if self._cs_long() and 0x40 <= opcode[0] <= 0x4F:
+            opcode = opcode[1:]
+        length = len(code) - len(opcode) + (2 if opcode[0] & 0xF8 == 0xE0 else 1)
+        at = self.linear_rip()
+        rip = self.emu.rip.value
+        string = opcode[0] & 0xFC == 0x6C
+        repeats = string and any(byte in _REP for byte in prefixes)
+        after = (rip + length, rip) if repeats else (rip + length,)
+        self.sites[at] = Site(after, opcode[0] & 0xFE == 0x6C)
+        if repeats:
+            self.emu.can_stop_at(at)
+        self.emu.can_stop_at(at + length)
+
+    def _cs_long(self) -> bool:
+        return bool(self.emu.hflags.value & 1 << 15)
+
+    # --- called by the emulator ---------------------------------------------------------------
+
+    def _on_out(self, _: Any, port: int, size: int, value: int, __: Any) -> None:
+        if self.exit is not None or self.vector is not None:
+            return  # the tail of a block that will be undone
+        if self.passed:
+            self.passed = False
+            return
+        emu = self.emu
+        if emu.hflags.value & 3 and self._forbidden(port, size):
+            return
+        handler = self._inside.writes.get(port)
+        if handler is not None:
+            try:
+                if handler(port, size, value & (1 << 8 * size) - 1) is not REFUSED:
+                    self.handled_io += 1
+                    return
+            except BaseException as error:
+                self._fail(error)
+                return
+        self.exit = io_out(port, size, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        site = self.sites.get(emu.rip.value + self._cs_base.value)
+        if site is None:
+            self._stop_late()
+        else:
+            self.after = site.after
+        emu.stop()
+
+    def _on_in(self, _: Any, port: int, size: int, __: Any) -> int:
+        if self.exit is not None or self.vector is not None:
+            return 0
+        if self.answer is not None:
+            answer, self.answer = self.answer, None
+            return answer
+        emu = self.emu
+        if emu.hflags.value & 3 and self._forbidden(port, size):
+            return 0
+        handler = self._inside.reads.get(port)
+        if handler is not None:
+            try:
+                value = handler(port, size) & (1 << 8 * size) - 1
+                self.handled_io += 1
+                return value
+            except BaseException as error:
+                self._fail(error)
+                return 0
+        self.exit = io_in(port, size)
+        site = self.sites.get(emu.rip.value + self._cs_base.value)
+        if site is None or site.string_input:
+            self._stop_late()
+        else:
+            self.redo = emu.rip.value, self._rax.value
+        emu.stop()
+        return 0
+
+    def _on_cpuid(self, _: Any, __: Any) -> int:
+        if self.exit is not None or self.vector is not None:
+            return 1
+        if self.cpuid_exits is None:
+            return 0
+        try:
+            asks = self.cpuid_exits()
+        except BaseException as error:
+            self._fail(error)
+            return 1
+        if asks is None:
+            return 1
+        self.exit = asks
+        self._stop_late()
+        self.emu.stop()
+        return 1
+
+    def _on_syscall(self, _: Any, __: Any) -> None:
+        self._note(SYSCALL)
+
+    def _on_sysenter(self, _: Any, __: Any) -> None:
+        self._note(SYSENTER)
+
+    def _on_interrupt(self, _: Any, vector: int, __: Any) -> None:
+        self._note(STEPPED if self.stepping and vector == 1 else vector)
+
+    def _on_invalid(self, _: Any, __: Any) -> bool:
+        self._note(UD)
+        return False
+
+    def _note(self, vector: int) -> None:
+        if self.exit is None and self.vector is None:
+            self.vector = vector
+        self.emu.stop()
+
+    def _on_memory(self, _: Any, access: int, gpa: int, size: int, value: int, __: Any) -> bool:
+        if self.exit is not None or self.vector is not None:
+            return False  # suppressed; it will be undone
+        if gpa < self._ram_size:
+            return False  # a store while `protect` is on: suppressed
+        if access in raw.READS:
+            if gpa in self.known or gpa + size - 1 in self.known:
+                return True
+            self.exit = Mmio(gpa, size, None)
+        elif access in raw.WRITES:
+            if gpa in self.written:
+                return True
+            data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+            if self._rang(gpa, size, value):
+                return True
+            self.exit = Mmio(gpa, size, data)
+        else:
+            self.exit = EngineFailure(f"the guest jumped to GPA {gpa:#x}, where there is no RAM")
+        self.emu.stop()
+        return False
+
+    # --- small change -------------------------------------------------------------------------
+
+    def _stop_late(self) -> None:
+        """Keep the registers and suppress stores: what runs from here on will be undone."""
+        ctypes.memmove(self._snapshot, self.emu.env, raw.ENV_SIZE)
+        self.emu.protect(0, self._ram_size, False)
+        self.counted = self.emu.executed.value
+        self.must_undo = True
+
+    def _fail(self, error: BaseException) -> None:
+        self.raised = error
+        self._stop_late()
+        self.emu.stop()
+
+    def _forbidden(self, port: int, size: int) -> bool:
+        """Note #GP if the guest, which is not in ring 0, has no right to this port."""
+        if self.may_use_ports(port, size):
+            return False
+        self.vector = GP
+        self._stop_late()
+        self.emu.stop()
+        return True
+
+    def _rang(self, gpa: int, size: int, value: int) -> bool:
+        bell = self._inside.bells.get(gpa)
+        if bell is None or bell(gpa, size, value & (1 << 8 * size) - 1) is REFUSED:
+            return False
+        self.handled_mmio += 1
+        return True
+
+    def _guard(self, begin: int, end: int) -> None:
+        if begin < end:
+            read, write = self._known_bytes(begin), self._ignore
+            self.emu.map_device(begin, end - begin, read, write, True)
+            self._mapped.append((begin, end - begin))
+
+    def _known_bytes(self, begin: int) -> Callable[[int, int], int]:
+        def read(offset: int, size: int) -> int:
+            gpa, known = begin + offset, self.known
+            return sum(known.get(gpa + i, 0) << 8 * i for i in range(size))
+
+        return read
+
+    @staticmethod
+    def _ignore(offset: int, size: int, value: int) -> None:
+        """The store has been reported; here it only has to end."""
+
+    def _reader(self, gpa: int, read: ReadHandler) -> Callable[[int, int], int]:
+        def call(offset: int, size: int) -> int:
+            self.handled_mmio += 1
+            try:
+                return read(gpa + offset, size) & (1 << 8 * size) - 1
+            except BaseException as error:
+                self._fail(error)
+                return 0
+
+        return call
+
+    def _writer(self, gpa: int, write: WriteHandler) -> Callable[[int, int, int], None]:
+        def call(offset: int, size: int, value: int) -> None:
+            self.handled_mmio += 1
+            try:
+                write(gpa + offset, size, value)
+            except BaseException as error:
+                self._fail(error)
+
+        return call
