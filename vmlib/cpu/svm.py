@@ -30,6 +30,7 @@ from vmlib.cpu.npt import NestedFault, NestedTables
 from vmlib.cpu.state import Registers, SystemRegisters
 from vmlib.cpu.vmcb import (
     EFER_SVME,
+    EVENT_VALID,
     INSTRUCTIONS,
     INTR,
     INVALID,
@@ -50,10 +51,8 @@ TIMER = 100_000
 """Instructions after which the host's timer interrupts, unless another number is asked for."""
 
 STUB, _HSAVE, _HOST_SAVE, _PML4, _PDPT, _PD, _FIRST_FREE = (n * PAGE_SIZE for n in range(1, 8))
-_VM_HSAVE_PA = 0xC0010117
-_EPYC, _VMRUN_LENGTH = 35, 3
-_EFER_NXE = 1 << 11
-_FIRST_EXIT = 0x100
+_VM_HSAVE_PA, _EFER_NXE, _EPYC, _VMRUN_LENGTH = 0xC0010117, 1 << 11, 35, 3
+_FIRST_EXIT, _EVENT = 0x100, EVENT_VALID | 7 << 8  # an event's type is in bits 10..8
 _UNCHECKED = ("IOIO", "CR0_SEL_WRITE", "INVD", "RDTSCP", "ICEBP", "TASK_SWITCH", "FERR_FREEZE")
 _NEVER = ("RSM", "NMI", "SMI", "INIT", "VINTR")  # nothing in this host raises them
 Watch = Callable[[str, SvmExit | None], None]
@@ -73,6 +72,7 @@ class SvmHost:
         self.stub: Guest = load_guest("vmrun")
         self._next_page = _FIRST_FREE
         self._vector: int | None = None
+        self._injected: int | None = None
         self._outside: int | None = None
         self._stale = True
         self._emu = raw.Emulator(model=_EPYC)
@@ -130,6 +130,8 @@ class SvmHost:
         for name in _UNCHECKED + _NEVER:
             if vmcb.intercepts(name):
                 raise Unsupported(f"the emulator does not check the {name} intercept")
+        event = vmcb["EVENTINJ"]
+        self._injected = event & 0xFF if event & _EVENT == EVENT_VALID else None
         self._load_host(vmcb_pa)
         why = why_invalid(vmcb)
         ended: SvmExit | None = None
@@ -168,11 +170,6 @@ class SvmHost:
     def in_guest(self) -> bool:
         """Whether the processor is in guest mode."""
         return bool(self._emu.hflags.value & world.GUEST_MODE)
-
-    @property
-    def cpl(self) -> int:
-        """The ring it is in."""
-        return self._emu.hflags.value & 3
 
     @property
     def gif(self) -> bool:
@@ -227,8 +224,12 @@ class SvmHost:
         raise GuestError(f"the guest {what} and keeps the processor: {why}")
 
     def _deliver(self, vmcb: Vmcb, vector: int) -> SvmExit | None:
-        """An exception that is not intercepted is the guest's own affair."""
-        shut = world.deliver(self._emu, self.ram, vmcb, vector)
+        """An exception that is not intercepted is the guest's own affair.
+
+        An injected interrupt is the one event that the emulator has delivered by itself.
+        """
+        done, self._injected = vector == self._injected, None
+        shut = None if done else world.deliver(self._emu, self.ram, vmcb, vector)
         vmcb["EVENTINJ"] = 0
         if shut is None:
             return None
@@ -245,6 +246,8 @@ class SvmHost:
             if code in INSTRUCTIONS and (nrip := world.next_rip(emu, self.ram, vmcb)) is not None:
                 vmcb["nRIP"] = nrip
             info2 = vmcb["EXITINFO2"]
+            if vmcb["EVENTINJ"] & EVENT_VALID:  # it was not delivered
+                during = vmcb["EVENTINJ"]
             self.registers = world.save_guest(emu, vmcb)
             world.load_host(emu, Vmcb(self.ram, _HSAVE))
         vmcb["EXITCODE"], vmcb["EXITINFO1"], vmcb["EXITINFO2"] = code, info1, info2
@@ -269,10 +272,9 @@ class SvmHost:
 
     def _load_host(self, vmcb_pa: int) -> None:
         """The hypervisor is about to enter: interrupts on, the guest's registers loaded."""
-        emu = self._emu
+        emu, host = self._emu, SystemRegisters.long_mode(_PML4)
         world.leave_guest_mode(emu)
         world.set_hflags2(emu, world.hflags2(emu) | world.GIF)
-        host = SystemRegisters.long_mode(_PML4)
         mine = replace(self.registers, rax=vmcb_pa, rsp=STUB, rip=STUB, rflags=2 | events.IF)
         state.write_registers(emu, mine)
         state.write_system(emu, replace(host, efer=host.efer | EFER_SVME | _EFER_NXE))

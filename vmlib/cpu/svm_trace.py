@@ -138,7 +138,7 @@ class _Scribe:
     def _lane_now(self) -> str:
         if not self._host.in_guest:
             return KERNEL
-        return GUEST_USER if self._host.cpl == 3 else GUEST
+        return GUEST_USER if self._host.system().ss.dpl == 3 else GUEST
 
 
 def _by_address(guest: Guest, at: int) -> dict[int, Line]:
