@@ -1,9 +1,10 @@
 """The Unicorn engine: a vCPU that needs no privilege and no hardware.
 
 Unicorn executes instructions faithfully, walks the guest's own page tables, and was made for
-analysing code, not for being a machine. Five habits of it are mended:
+analysing code, not for being a machine. Six habits of it are mended:
 
-* it stops late after port I/O: see `traps.py`;
+* it stops late after port I/O: see `traps.py`; and asked from another thread, in the middle of an
+  instruction: see `Emulator.start`;
 * the address at which to stop is a trap when the guest may jump anywhere: it is switched off;
 * it remembers the last fault for ever, so that a second one looks like a double fault: the
   memory is wiped after each;
@@ -54,12 +55,13 @@ from vmlib.cpu.exits import (
 from vmlib.cpu.fast_calls import syscall, sysenter
 from vmlib.cpu.intercepts import Intercepts
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
-from vmlib.cpu.traps import REFUSED, STEPPED, SYSCALL, SYSENTER, Traps
+from vmlib.cpu.traps import IO_BREAKPOINT, REFUSED, STEPPED, SYSCALL, SYSENTER, Traps
 from vmlib.cpu.turns import Turns
 from vmlib.errors import BadInput, Unsupported
 from vmlib.units import PAGE_SIZE
 
 VERSION = raw.VERSION
+_ROUND = 100_000  # instructions between two looks round when they are counted
 _LONGEST = 15  # bytes of an instruction
 _STOP_AGAIN = 0.0005
 _IF, _TF = events.IF, events.TF
@@ -217,6 +219,7 @@ class UnicornVcpu(BaseVcpu):
         self._budget = Budget()
         self._watchdog: Watchdog | None = None
         self._left = 0
+        self._emu.hflags.value |= IO_BREAKPOINT
         self.start_real_mode(0)
 
     @property
@@ -319,7 +322,8 @@ class UnicornVcpu(BaseVcpu):
     def _stop_while(self, wanted: Callable[[], bool]) -> None:
         self._awake.set()
         while self._inside and wanted():
-            self._emu.stop()
+            if not self._emu.counting:  # else it comes round by itself
+                self._emu.stop()
             if threading.get_ident() == self._thread:
                 return
             time.sleep(_STOP_AGAIN)  # a stop that came before the start was forgotten
@@ -427,16 +431,18 @@ class UnicornVcpu(BaseVcpu):
                 if self._kicked or self._slice_over:
                     continue
                 self._inside = True
-            if counting:
-                if self._left <= 0:
-                    return BudgetSpent(str(self._budget))
-                limit = limit or self._left
+            if counting and self._left <= 0:
+                return BudgetSpent(str(self._budget))
+            if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
+                limit = min(self._left, _ROUND) if counting else _ROUND
             if self._breakpoints and traps.linear_rip() in self._breakpoints:
                 self._passing = traps.linear_rip()
             error = emu.start(limit)
             self._inside = False
             if counting:
                 self._left -= min(limit, self._executed())
+            traps.restore_debug()
+            emu.hflags.value |= IO_BREAKPOINT
             if traps.must_undo:
                 self._undo()
             if traps.exit is not None:
@@ -472,10 +478,6 @@ class UnicornVcpu(BaseVcpu):
             self._again = True
         elif isinstance(ended, Mmio):
             self._again = True
-        elif (
-            isinstance(ended, IoOut) and not self._again and self._emu.rip.value not in traps.after
-        ):
-            return EngineFailure(f"Unicorn stopped late, at {traps.linear_rip():#x}")
         return ended
 
     def _undo(self) -> None:
@@ -543,9 +545,14 @@ class UnicornVcpu(BaseVcpu):
         emu.write(raw.EFLAGS, rflags | _TF)
         traps.stepping = True
         while traps.vector is None and traps.exit is None and traps.raised is None:
-            if emu.start() and traps.exit is None and traps.vector is None:
+            if (
+                emu.start(_ROUND if emu.counting else 0)
+                and traps.exit is None
+                and traps.vector is None
+            ):
                 break
         traps.stepping = False
+        traps.restore_debug()
         if traps.must_undo:
             traps.undo()
         emu.write(raw.EFLAGS, emu.read(raw.EFLAGS) & ~_TF | rflags & _TF)

@@ -208,7 +208,7 @@ class BaseVcpu(ABC):
 
     @property
     def handled(self) -> Counter[str]:
-        """Events that a handler inside finished, by kind. What a kernel finishes it does not tell."""
+        """Events that a handler inside finished, by kind; a kernel does not tell its own."""
         return Counter()
 
     def __iter__(self) -> Iterator[Exit]:

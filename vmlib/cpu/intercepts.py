@@ -54,6 +54,11 @@ class Intercepts:
             self._traps.cpuid_exits = self._cpuid
         self._emu.forget_code()
 
+    @property
+    def hooks_code(self) -> bool:
+        """Whether instructions carry hooks that must be able to stop before them."""
+        return bool(self._kinds & {"msr", "cr3"})
+
     def written(self, gpa: int, length: int) -> None:
         """RAM was written from outside: say so if code was translated from there."""
         pages = self._pages
@@ -137,6 +142,7 @@ class Intercepts:
             self._emu.hook(raw.HOOK_CODE, raw.CODE_HOOK(self._on_site), begin=address, end=address)
         if new:  # this block was translated without them: do not run it, translate it again
             self._stale()
+            self._emu.stop()
 
     def _on_site(self, _: Any, address: int, __: int, ___: Any) -> None:
         if self._traps.exit is not None or self._emu.hflags.value & 3:

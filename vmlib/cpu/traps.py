@@ -4,11 +4,12 @@ Each method named `_on_…` is called by the emulator in the middle of an instru
 once (a device handled inside), or notes why the guest has to leave and asks for a stop. Where the
 emulator stops differs:
 
-* A load or store, an exception, a hook on an instruction: at once, before the instruction.
-* IN, OUT, CPUID: at the end of the translated block, many instructions late. Two mends. Where the
-  instruction was seen before, a hook that does nothing lies on the next one, and the emulator
-  looks up there. The first time, the registers as they are *now* are kept, stores to RAM are
-  suppressed, and after the stop everything since is undone (`undo`).
+* A load, an exception: at once, before the instruction.
+* IN and OUT: for each, the processor's own I/O breakpoint is set on the port that is being used,
+  while it is used. Its trap comes right behind the instruction.
+* A store to a device, CPUID: at the end of the translated block, many instructions late. The
+  registers as they are *now* are kept, stores to RAM are suppressed, and after the stop everything
+  since is undone (`undo`).
 
 A guest that left in the middle of an instruction executes it again when it comes back, and finds
 the answer waiting. That is KVM's rule too: an IN is finished on re-entry.
@@ -16,7 +17,6 @@ the answer waiting. That is KVM's rule too: an IN is finished on re-entry.
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmlib.cpu import unicorn as raw
@@ -34,16 +34,12 @@ REFUSED = object()
 """What a port's write handler returns to let the guest leave after all."""
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
-_REP = b"\xf2\xf3"
+_STRINGS = (b"\x6c", b"\x6d", b"\x6e", b"\x6f")
+_CS64 = 1 << 15
+IO_BREAKPOINT = 1 << 24
+"""The bit of `hflags` that makes I/O instructions look at the breakpoints."""
+_BREAK_ON_IO = 0x00020402  # DR7: breakpoint 0, global, one byte, I/O read or write
 _RAX, _CS_BASE = raw.GPRS, raw.SEGMENTS + raw.SEGMENT.size + 8
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """An I/O instruction that has run before: where it may stand after a stop, and its kind."""
-
-    after: tuple[int, ...]
-    string_input: bool
 
 
 class Inside(Protocol):
@@ -68,8 +64,6 @@ class Traps:
         self.must_undo = False
         self.counted = 0
         """Instructions executed when the late stop was asked for."""
-        self.after: tuple[int, ...] = ()
-        """Where the OUT that was just noted may leave RIP."""
         self.answer: int | None = None
         """What the IN or CPUID that is executed again shall find."""
         self.passed = False
@@ -82,12 +76,19 @@ class Traps:
         self.handled_io = self.handled_mmio = 0
         self.cpuid_exits: Callable[[], Exit | None] | None = None
         self.may_use_ports: Callable[[int, int], bool] = lambda port, size: True
-        self.sites: dict[int, Site] = {}
+        self.strings: dict[int, bool] = {}
+        """By linear address of an I/O instruction that has run: whether it is a string one."""
         self._ram_size = ram_size
         self._inside = inside
         self._snapshot = ctypes.create_string_buffer(raw.ENV_SIZE)
         self._cs_base = ctypes.c_uint64.from_address(emu.env + _CS_BASE)
         self._rax = ctypes.c_uint64.from_address(emu.env + _RAX)
+        self._dr0, self._dr6, self._dr7 = (
+            ctypes.c_uint64.from_address(emu.env + at)
+            for at in (raw.DR0_RAW, raw.DR6_RAW, raw.DR7_RAW)
+        )
+        self._debug: tuple[int, int, int] | None = None
+        self._suppressed = False
         self._mapped: list[tuple[int, int]] = []
         for kind, call, insn in (
             (raw.HOOK_INSN, raw.OUT_HOOK(self._on_out), raw.INSN_OUT),
@@ -130,27 +131,25 @@ class Traps:
         """Take back what ran after the instruction that asked for a stop too late."""
         self.must_undo = False
         ctypes.memmove(self.emu.env, self._snapshot, raw.ENV_SIZE)
-        self.emu.protect(0, self._ram_size, True)
+        if self._suppressed:
+            self._suppressed = False
+            self.emu.protect(0, self._ram_size, True)
 
     def learn(self, code: bytes) -> None:
-        """Have the I/O instruction at RIP, whose bytes these are, stop in time from now on."""
-        opcode = code.lstrip(_PREFIXES)
-        prefixes = code[: len(code) - len(opcode)]
-        if self._cs_long() and 0x40 <= opcode[0] <= 0x4F:
-            opcode = opcode[1:]
-        length = len(code) - len(opcode) + (2 if opcode[0] & 0xF8 == 0xE0 else 1)
-        at = self.linear_rip()
-        rip = self.emu.rip.value
-        string = opcode[0] & 0xFC == 0x6C
-        repeats = string and any(byte in _REP for byte in prefixes)
-        after = (rip + length, rip) if repeats else (rip + length,)
-        self.sites[at] = Site(after, opcode[0] & 0xFE == 0x6C)
-        if repeats:
-            self.emu.can_stop_at(at)
-        self.emu.can_stop_at(at + length)
+        """Note whether the I/O instruction at RIP, whose bytes these are, is a string one.
 
-    def _cs_long(self) -> bool:
-        return bool(self.emu.hflags.value & 1 << 15)
+        A string one is always undone and executed again: it may be in the middle of a REP.
+        """
+        opcode = code.lstrip(_PREFIXES)
+        if self.emu.hflags.value & _CS64 and opcode and opcode[0] & 0xF0 == 0x40:
+            opcode = opcode[1:]
+        self.strings[self.linear_rip()] = opcode[:1] in _STRINGS
+
+    def restore_debug(self) -> None:
+        """Give the guest its debug registers back after a stop by the I/O breakpoint."""
+        if self._debug is not None:
+            self._dr0.value, self._dr6.value, self._dr7.value = self._debug
+            self._debug = None
 
     # --- called by the emulator ---------------------------------------------------------------
 
@@ -173,12 +172,9 @@ class Traps:
                 self._fail(error)
                 return
         self.exit = io_out(port, size, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        site = self.sites.get(emu.rip.value + self._cs_base.value)
-        if site is None:
-            self._stop_late()
-        else:
-            self.after = site.after
-        emu.stop()
+        if self.strings.get(emu.rip.value + self._cs_base.value, True):
+            self._keep_state()
+        self._break_at(port)
 
     def _on_in(self, _: Any, port: int, size: int, __: Any) -> int:
         if self.exit is not None or self.vector is not None:
@@ -199,12 +195,11 @@ class Traps:
                 self._fail(error)
                 return 0
         self.exit = io_in(port, size)
-        site = self.sites.get(emu.rip.value + self._cs_base.value)
-        if site is None or site.string_input:
-            self._stop_late()
+        if self.strings.get(emu.rip.value + self._cs_base.value, True):
+            self._keep_state()
         else:
             self.redo = emu.rip.value, self._rax.value
-        emu.stop()
+        self._break_at(port)
         return 0
 
     def _on_cpuid(self, _: Any, __: Any) -> int:
@@ -221,7 +216,6 @@ class Traps:
             return 1
         self.exit = asks
         self._stop_late()
-        self.emu.stop()
         return 1
 
     def _on_syscall(self, _: Any, __: Any) -> None:
@@ -258,6 +252,7 @@ class Traps:
             if self._rang(gpa, size, value):
                 return True
             self.exit = Mmio(gpa, size, data)
+            self._stop_late()
         else:
             self.exit = EngineFailure(f"the guest jumped to GPA {gpa:#x}, where there is no RAM")
         self.emu.stop()
@@ -265,17 +260,36 @@ class Traps:
 
     # --- small change -------------------------------------------------------------------------
 
-    def _stop_late(self) -> None:
-        """Keep the registers and suppress stores: what runs from here on will be undone."""
+    def _keep_state(self) -> None:
+        """Keep the registers as they are: `undo` will bring them back."""
         ctypes.memmove(self._snapshot, self.emu.env, raw.ENV_SIZE)
-        self.emu.protect(0, self._ram_size, False)
         self.counted = self.emu.executed.value
         self.must_undo = True
+
+    def _stop_late(self) -> None:
+        """Stop at the end of the block, which will be undone: its stores are suppressed."""
+        self._keep_state()
+        self._suppressed = True
+        self.emu.protect(0, self._ram_size, False)
+        self.emu.stop()
+
+    def _break_at(self, port: int) -> None:
+        """Have the instruction that is using this port trap as soon as it is done."""
+        hflags = self.emu.hflags
+        if not hflags.value & IO_BREAKPOINT:  # the guest wrote DR7, and the digest lost the bit
+            if not self.must_undo:
+                self.redo = None
+                self._keep_state()
+            self._suppressed = True
+            self.emu.protect(0, self._ram_size, False)
+            self.emu.stop()
+            return
+        self._debug = self._dr0.value, self._dr6.value, self._dr7.value
+        self._dr0.value, self._dr7.value = port, _BREAK_ON_IO
 
     def _fail(self, error: BaseException) -> None:
         self.raised = error
         self._stop_late()
-        self.emu.stop()
 
     def _forbidden(self, port: int, size: int) -> bool:
         """Note #GP if the guest, which is not in ring 0, has no right to this port."""
@@ -283,7 +297,6 @@ class Traps:
             return False
         self.vector = GP
         self._stop_late()
-        self.emu.stop()
         return True
 
     def _rang(self, gpa: int, size: int, value: int) -> bool:

@@ -41,6 +41,8 @@ CR0, CR2, CR3, CR4 = 424, 440, 448, 456
 EFER, ERROR_CODE, IS_INT, OLD_EXCEPTION = 592, 5384, 5388, 5496
 # From uc_struct to its CPU and its count of instructions, from the CPU to `halted` and CPUX86State.
 _CPU, _COUNTER, _HALTED, _ENV = 440, 1368, 33176, 35408
+_CONTEXT_SIZE, _NO_EXIT_REQUEST, _INIT_DONE = 2016, 2034, 2035
+DR0_RAW, DR6_RAW, DR7_RAW = 5400, 5448, 5456
 SEGMENT = struct.Struct("=I4xQII")
 
 # Registers that only the library's own calls read and write.
@@ -91,10 +93,6 @@ class _Block(ctypes.Structure):
 
 BLOCK_HOOK = ctypes.CFUNCTYPE(None, _ptr, ctypes.POINTER(_Block), ctypes.POINTER(_Block), _ptr)
 
-# A hook that does nothing, without a line of Python: abs() takes a number and returns one. Where
-# one lies, the emulator looks whether it shall stop.
-_nothing = ctypes.cast(ctypes.CDLL(None).abs, _ptr)
-
 
 class Emulator:
     """One engine of Unicorn's, in the mode that can become all modes, with an EPYC's features."""
@@ -118,21 +116,37 @@ class Emulator:
         self.cr2 = _u64.from_address(self.env + CR2)
         self.halted = _u32.from_address(cpu + _HALTED)
         """1 after a HLT."""
+        self._unchecked = ctypes.c_uint8.from_address(handle.value + _NO_EXIT_REQUEST)
+        self._unchecked.value = 1
         self.executed = _u64.from_address(handle.value + _COUNTER)
         """Instructions of the last `start` that had a limit; the one it stopped at counts too."""
         self.view = memoryview((ctypes.c_char * ENV_SIZE).from_address(self.env)).cast("B")
         """CPUX86State itself, writable."""
         self._prime()
 
+    @property
+    def counting(self) -> bool:
+        """Whether the last start had a limit."""
+        return not self._unchecked.value
+
     def start(self, limit: int = 0) -> int:
         """Run from RIP until something stops it, at most `limit` instructions; 0 is no limit.
 
         Return Unicorn's error number. A stop that comes before the start is forgotten.
+
+        Code that was translated for counting looks for a stop also after each load and store. A
+        stop from another thread would then be seen behind a store and before the end of its
+        instruction, which would store again when it goes on: `inc [mem]` adds two. So code without
+        a limit is translated without those looks (`no_exit_request`), and sees a stop only between
+        blocks. Changing from one to the other drops all translations.
         """
+        if self._unchecked.value == bool(limit):
+            self._unchecked.value = not limit
+            self.forget_code()
         return int(_emu_start(self._handle, self.rip, 0, 0, limit))
 
     def stop(self) -> None:
-        """Leave at the next place where the emulator looks: a hook, a load, a new block."""
+        """Leave soon; without a limit between two blocks. From another thread only then."""
         _short.uc_emu_stop(self._handle)
 
     def forget_code(self) -> None:
@@ -195,11 +209,6 @@ class Emulator:
         """Remove a hook."""
         _check("unhook", _short.uc_hook_del(self._handle, _size(number)))
 
-    def can_stop_at(self, address: int) -> None:
-        """Look for a stop before the instruction at this linear address, from now on."""
-        self.hook(uc.UC_HOOK_CODE, _nothing, begin=address, end=address)
-        self.forget_code()
-
     def read(self, register: int) -> int:
         """Return a register by Unicorn's number for it, up to 64 bits."""
         value = _u64()
@@ -242,12 +251,12 @@ class Emulator:
             self._keep.clear()
 
     def _prime(self) -> None:
-        """Run one NOP: the hook for new blocks stays silent until a first block has run."""
+        """Run a jump and a HLT: the hook for new blocks is silent until one has run to its end."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        page[0] = _NOP
+        page[:3] = b"\xeb\x00\xf4"
         hva = ctypes.addressof(ctypes.c_char.from_buffer(page))
         self.map_ram(0, mmap.PAGESIZE, hva)
-        self.start(1)
+        self.start()
         self.unmap(0, mmap.PAGESIZE)
         self.forget_code()
         self.rip.value = 0
@@ -274,6 +283,11 @@ def _proven() -> None:
         cpu = int.from_bytes(_peek(handle.value + _CPU, 8), "little")
         if _peek(cpu + _ENV, 128) != struct.pack("=16Q", *values):
             raise _unknown("its CPUX86State is not where it was")
+        size = uclib.uc_context_size(handle)
+        if not size - 64 < _u32_at(handle.value + _CONTEXT_SIZE) < size or _peek(
+            handle.value + _NO_EXIT_REQUEST, 2
+        ) != bytes((0, 1)):
+            raise _unknown("no_exit_request is elsewhere")
         _check_env(handle, cpu + _ENV)
         _check_run(handle, cpu)
     finally:
@@ -296,6 +310,10 @@ def _check_env(handle: Any, env: int) -> None:
         )
         register = _int(getattr(x86, f"UC_X86_REG_{name}"))
         _check("write", _short.uc_reg_write(handle, register, value))
+    for number, offset in ((0, DR0_RAW), (6, DR6_RAW), (7, DR7_RAW)):
+        _poke(handle, DR0 + number, 0x5500 + number)
+        if not holds(offset, 0x5500 + number):
+            raise _unknown("its debug registers are elsewhere")
     good = holds(RIP, 0x123456789ABC) and holds(CR2, 0x3344556677) and holds(CR3, 0x7FFF000)
     for number, offset in enumerate(tables.values()):
         good = (
