@@ -37,6 +37,7 @@ pytestmark = pytest.mark.needs("unicorn")
 PAGES = 64
 CODE, STACK, IDT, GDT = 0x8000, 0x9000, 0x6000, 0x7000
 HANDLER = 0x8100
+LINEAR = 0x220000
 MIB = 1 << 20
 
 
@@ -283,6 +284,15 @@ def test_an_exception_that_is_not_intercepted_is_the_guest_s_own(setup):
     assert (error, rip, cs, rsp) == (0, CODE, 8, STACK)
 
 
+def test_the_second_fault_is_as_good_as_the_first(setup):
+    """The emulator remembers faults for ever and would make a double fault of it."""
+    one = setup("8a0425 00000500 8a0425 00000500 f4")
+    one.handlers(14, 8)
+    one.write(HANDLER, bytes.fromhex("4883c408 4883042407 48cf"))  # step over it, and back
+    ended = one.run()
+    assert (ended.name, ended.rip) == ("HLT", CODE + 14)
+
+
 def test_shutdown(setup):
     """15.14.3. Not intercepted it would reset the host."""
     one = setup("0f0b", "SHUTDOWN")
@@ -373,18 +383,27 @@ def test_two_dimensions_to_the_end(setup):
 
 
 def _random_pair(rng, one):
-    """Random rights on both stages for one page; return the access and what the model says."""
+    """Random rights on both stages for one page, and on the second for the guest's own table.
+
+    Return the access and what the model says comes of it.
+    """
+    table = rng.choice([7, 7, 7, 3, 5, 0])
+    one.host.ram.write_u64(one.npt.entry(0x5000), one.base + 0x5000 | table)
     guest = rng.choice([0, 1, 3, 5, 7])
-    one.entry(0x4000 + 8 * 0x20, 0x21000 | guest)
+    one.entry(0x3008, 0x5007)
+    one.entry(0x5000 + 8 * 0x20, 0x21000 | guest)
     at = one.npt.entry(0x21000)
     rights = rng.choice([0, 1, 3, 5, 7]) | rng.choice([0, 1 << 63])
     one.host.ram.write_u64(at, one.base + 0x21000 | rights)
     access = rng.choice(["read", "write", "fetch"])
     memory = NestedMemory(one.host.ram, one.npt.root)
     registers = {"cr0": 0x80010011, "cr3": 0x1000, "cr4": 0x20, "efer": 0xD00}
-    gpa, _, fault = translate(memory, 0x20000, **registers, access=access)
+    try:
+        gpa, _, fault = translate(memory, LINEAR, **registers, access=access)
+    except NestedFault as nested:
+        return access, ("NPF", nested.error_code, nested.gpa)
     if gpa is None:
-        return access, ("EXCP14", fault.error_code & 7, 0x20000)
+        return access, ("EXCP14", fault.error_code & 7, LINEAR)
     registers |= {"cr3": one.npt.root}
     hpa, _, fault = translate(one.host.ram, gpa, **registers, access=access, cpl=3)
     if hpa is None:
@@ -396,7 +415,7 @@ def test_two_walks_of_ours_are_the_emulator_s_one(setup, check):
     """300 pairs of rights: who faults, with what code and address."""
     from vmlib.cpu.unicorn import VERSION
 
-    codes = {"read": "8a0425 00000200", "write": "880425 00000200", "fetch": "b8 00000200 ffe0"}
+    codes = {"read": "8a0425 00002200", "write": "880425 00002200", "fetch": "b8 00002200 ffe0"}
     rng = random.Random(3)
     with check(
         "cpu/svm-walk",
