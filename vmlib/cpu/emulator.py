@@ -185,6 +185,7 @@ class UnicornVm(BaseVm["UnicornVcpu"]):
     def _new_vcpu(self, index: int) -> "UnicornVcpu":
         vcpu = UnicornVcpu(self, index)
         for other in self.vcpus:
+            other.not_alone()
             other.look_up()  # it may be running as if it were alone
         return vcpu
 
@@ -207,6 +208,7 @@ class UnicornVcpu(BaseVcpu):
         self._intercepts = Intercepts(self._emu, self._traps, self._memory, self._code_written)
         vm.ram.watchers.append(self._intercepts.written)
         self._controller = vm.controller if index == 0 else None
+        self._plain = False
         self._passing = -1
         self._hypercalls = self._acknowledged = 0
         self._breakpoints: dict[int, int] = {}
@@ -285,11 +287,13 @@ class UnicornVcpu(BaseVcpu):
         self._intercepts.forget_code()
         self._vector = saved.interrupt
         self._asleep = saved.halted
+        self._plain = False
 
     # --- what the VMM asks for ----------------------------------------------------------------
 
     def set_budget(self, budget: Budget) -> None:
         """Limit time, instructions, or both, counted from now."""
+        self._plain = False
         self._check_open()
         if self._watchdog is not None:
             self._watchdog.close()
@@ -301,6 +305,7 @@ class UnicornVcpu(BaseVcpu):
 
     def inject(self, vector: int) -> None:
         """Have an external interrupt delivered as soon as the guest can take it."""
+        self._plain = False
         self._check_open()
         check_vector(vector)
         if self._controller is not None:
@@ -330,6 +335,7 @@ class UnicornVcpu(BaseVcpu):
 
     def breakpoints(self, addresses: Iterable[int]) -> None:
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
+        self._plain = False
         self._check_open()
         wanted = list(dict.fromkeys(addresses))
         if len(wanted) > 4:
@@ -346,6 +352,7 @@ class UnicornVcpu(BaseVcpu):
 
     def intercept(self, *kinds: str) -> None:
         """Have these exit too."""
+        self._plain = False
         self._check_open()
         for kind in kinds:
             if kind not in INTERCEPTS:
@@ -361,24 +368,48 @@ class UnicornVcpu(BaseVcpu):
         self._pending = None
         self._failed = self._deliver(events.Event(events.GP, 0))
 
+    def not_alone(self) -> None:
+        """The VM has another vCPU: take turns from now on."""
+        self._plain = False
+
     def remap(self) -> None:
         """The VM has a new region handled inside."""
         self._traps.map_hole()
 
     def close(self) -> None:
         """Let the emulator go."""
+        self._plain = False
         if self._closed:
             return
         self._closed = True
         if self._watchdog is not None:
             self._watchdog.close()
         self._ram.watchers.remove(self._intercepts.written)
+        self._traps.close()
         self._emu.close()
 
     # --- the loop around the emulator ---------------------------------------------------------
 
     def run(self) -> Exit:
         """Run until something happens that the emulator cannot finish."""
+        if self._plain:
+            # The short way to the exit of an OUT, by far the most frequent. It does what `_loop`
+            # does for a guest that is alone and unlimited, and leaves all else to it.
+            self._inside = True
+            if not (self._again or self._kicked or self._slice_over):
+                traps = self._traps
+                error = self._emu.start()
+                self._inside = False
+                ended = traps.exit
+                if ended is None or not traps.stopped_in_time:
+                    ended = self._enter(stepping=False, started=error)
+                    assert ended is not None, "only a step ends without an exit"
+                    return ended
+                traps.exit = None
+                traps.restore_debug()
+                self._pending = ended
+                self.exits["IO"] += 1
+                return ended
         ended = self._enter(stepping=False)
         assert ended is not None, "only a step ends without an exit"
         return ended
@@ -387,7 +418,7 @@ class UnicornVcpu(BaseVcpu):
         """Run one instruction."""
         return self._enter(stepping=True)
 
-    def _enter(self, stepping: bool) -> Exit | None:
+    def _enter(self, stepping: bool, started: int | None = None) -> Exit | None:
         self._check_open()
         vm, watchdog = self._vm, self._watchdog
         self._thread = threading.get_ident()
@@ -396,48 +427,40 @@ class UnicornVcpu(BaseVcpu):
             vm.turns.take(self.look_up)
         try:
             if watchdog is None:
-                ended = self._loop(stepping)
+                ended = self._loop(stepping, started)
             else:
                 with watchdog:
                     self._slice_over |= watchdog.expired
-                    ended = self._loop(stepping)
+                    ended = self._loop(stepping, started)
         finally:
             self._inside = False
             if shared:
                 vm.turns.give()
         self._pending = ended
+        self._plain = self._plainly()
         if ended is not None:
             self.exits[ended.reason] += 1
         return ended
 
-    def _loop(self, stepping: bool) -> Exit | None:
+    def _loop(self, stepping: bool, started: int | None) -> Exit | None:
+        """Run round after round; `started` is what the emulator said, if it has run already."""
         emu, traps = self._emu, self._traps
-        if self._pending is not None and (ended := self._resume(stepping)) is not None:
+        if started is not None:
+            self._pending = None
+        elif self._pending is not None and (ended := self._resume(stepping)) is not None:
             return ended
         counting = self._budget.instructions is not None
         while True:
             limit = int(stepping)
-            self._inside = True  # before the look at the flags: whoever sets one later stops us
-            if self._kicked or self._slice_over:
-                self._inside = False
-                if (ended := self._look_round()) is not None:
-                    return ended
-                continue
-            if self._asleep or self._vector is not None or self._controller is not None:
-                self._inside = False
-                ended, limit = self._interrupts(limit)
+            if started is None:
+                ended, limit = self._ready(limit)
                 if ended is not None:
                     return ended
-                if self._kicked or self._slice_over:
+                if limit < 0:
                     continue
-                self._inside = True
-            if counting and self._left <= 0:
-                return BudgetSpent(str(self._budget))
-            if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
-                limit = min(self._left, _ROUND) if counting else _ROUND
-            if self._breakpoints and traps.linear_rip() in self._breakpoints:
-                self._passing = traps.linear_rip()
-            error = emu.start(limit)
+                error = emu.start(limit)
+            else:
+                error, started = started, None
             self._inside = False
             if counting:
                 self._left -= min(limit, self._executed())
@@ -464,6 +487,40 @@ class UnicornVcpu(BaseVcpu):
                 continue  # stopped early, by somebody who set a flag
             if stepping:
                 return None
+
+    def _ready(self, limit: int) -> tuple[Exit | None, int]:
+        """Look round before a round; return an exit, or the limit for it, or -1: look again."""
+        counting = self._budget.instructions is not None
+        self._inside = True  # before the look at the flags: whoever sets one later stops us
+        if self._kicked or self._slice_over:
+            self._inside = False
+            return self._look_round(), -1
+        if self._asleep or self._vector is not None or self._controller is not None:
+            self._inside = False
+            ended, limit = self._interrupts(limit)
+            if ended is not None or self._kicked or self._slice_over:
+                return ended, -1
+            self._inside = True
+        if counting and self._left <= 0:
+            return BudgetSpent(str(self._budget)), -1
+        if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
+            limit = min(self._left, _ROUND) if counting else _ROUND
+        if self._breakpoints and self._traps.linear_rip() in self._breakpoints:
+            self._passing = self._traps.linear_rip()
+        return None, limit
+
+    def _plainly(self) -> bool:
+        """Whether the short way in `run` is open."""
+        return (
+            not self._closed
+            and self._budget == Budget()
+            and not self._breakpoints
+            and not self._intercepts.any
+            and self._vector is None
+            and not self._asleep
+            and self._controller is None
+            and len(self._vm.vcpus) <= 1
+        )
 
     def _leave(self) -> Exit:
         """Put the registers where they belong for the exit that a hook has noted."""

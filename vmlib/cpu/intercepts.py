@@ -55,6 +55,11 @@ class Intercepts:
         self._emu.forget_code()
 
     @property
+    def any(self) -> bool:
+        """Whether anything is intercepted."""
+        return bool(self._kinds)
+
+    @property
     def hooks_code(self) -> bool:
         """Whether instructions carry hooks that must be able to stop before them."""
         return bool(self._kinds & {"msr", "cr3"})

@@ -39,7 +39,9 @@ _CS64 = 1 << 15
 IO_BREAKPOINT = 1 << 24
 """The bit of `hflags` that makes I/O instructions look at the breakpoints."""
 _BREAK_ON_IO = 0x00020402  # DR7: breakpoint 0, global, one byte, I/O read or write
-_RAX, _CS_BASE = raw.GPRS, raw.SEGMENTS + raw.SEGMENT.size + 8
+# Fields of the CPU as indices of 64-bit words.
+_RAX, _RIP, _CS = raw.GPRS // 8, raw.RIP // 8, (raw.SEGMENTS + raw.SEGMENT.size) // 8 + 1
+_DR0, _DR6, _DR7 = raw.DR0_RAW // 8, raw.DR6_RAW // 8, raw.DR7_RAW // 8
 
 
 class Inside(Protocol):
@@ -81,12 +83,8 @@ class Traps:
         self._ram_size = ram_size
         self._inside = inside
         self._snapshot = ctypes.create_string_buffer(raw.ENV_SIZE)
-        self._cs_base = ctypes.c_uint64.from_address(emu.env + _CS_BASE)
-        self._rax = ctypes.c_uint64.from_address(emu.env + _RAX)
-        self._dr0, self._dr6, self._dr7 = (
-            ctypes.c_uint64.from_address(emu.env + at)
-            for at in (raw.DR0_RAW, raw.DR6_RAW, raw.DR7_RAW)
-        )
+        self._words = emu.view.cast("Q")
+        self._flags = emu.view[raw.HFLAGS : raw.HFLAGS + 4].cast("I")
         self._debug: tuple[int, int, int] | None = None
         self._suppressed = False
         self._mapped: list[tuple[int, int]] = []
@@ -105,7 +103,7 @@ class Traps:
 
     def linear_rip(self) -> int:
         """Linear address of the instruction at which the guest stands."""
-        return (self.emu.rip.value + self._cs_base.value) & (1 << 64) - 1
+        return (self._words[_RIP] + self._words[_CS]) & (1 << 64) - 1
 
     def map_hole(self) -> None:
         """Make everything that is not RAM device memory; regions handled inside are unguarded."""
@@ -119,6 +117,16 @@ class Traps:
             self._mapped.append((gpa, size))
             at = gpa + size
         self._guard(at, HOLE_END)
+
+    def close(self) -> None:
+        """Let go of the CPU's memory."""
+        self._words.release()
+        self._flags.release()
+
+    @property
+    def stopped_in_time(self) -> bool:
+        """Whether an exit is noted and nothing has to be put right after it."""
+        return not self.must_undo and self.redo is None and self._debug is not None
 
     def forget(self) -> None:
         """Drop all that is pending."""
@@ -143,26 +151,26 @@ class Traps:
         opcode = code.lstrip(_PREFIXES)
         if self.emu.hflags.value & _CS64 and opcode and opcode[0] & 0xF0 == 0x40:
             opcode = opcode[1:]
-        self.strings[self.linear_rip()] = opcode[:1] in _STRINGS
+        self.strings[self._words[_RIP] + self._words[_CS]] = opcode[:1] in _STRINGS
 
     def restore_debug(self) -> None:
         """Give the guest its debug registers back after a stop by the I/O breakpoint."""
         if self._debug is not None:
-            self._dr0.value, self._dr6.value, self._dr7.value = self._debug
+            words = self._words
+            words[_DR0], words[_DR6], words[_DR7] = self._debug
             self._debug = None
 
     # --- called by the emulator ---------------------------------------------------------------
 
     def _on_out(self, _: Any, port: int, size: int, value: int, __: Any) -> None:
+        handler = self._inside.writes.get(port)
         if self.exit is not None or self.vector is not None:
             return  # the tail of a block that will be undone
         if self.passed:
             self.passed = False
             return
-        emu = self.emu
-        if emu.hflags.value & 3 and self._forbidden(port, size):
+        if self._flags[0] & 3 and self._forbidden(port, size):
             return
-        handler = self._inside.writes.get(port)
         if handler is not None:
             try:
                 if handler(port, size, value & (1 << 8 * size) - 1) is not REFUSED:
@@ -172,7 +180,7 @@ class Traps:
                 self._fail(error)
                 return
         self.exit = io_out(port, size, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        if self.strings.get(emu.rip.value + self._cs_base.value, True):
+        if self.strings.get(self._words[_RIP] + self._words[_CS], True):
             self._keep_state()
         self._break_at(port)
 
@@ -182,8 +190,7 @@ class Traps:
         if self.answer is not None:
             answer, self.answer = self.answer, None
             return answer
-        emu = self.emu
-        if emu.hflags.value & 3 and self._forbidden(port, size):
+        if self._flags[0] & 3 and self._forbidden(port, size):
             return 0
         handler = self._inside.reads.get(port)
         if handler is not None:
@@ -195,10 +202,10 @@ class Traps:
                 self._fail(error)
                 return 0
         self.exit = io_in(port, size)
-        if self.strings.get(emu.rip.value + self._cs_base.value, True):
+        if self.strings.get(self._words[_RIP] + self._words[_CS], True):
             self._keep_state()
         else:
-            self.redo = emu.rip.value, self._rax.value
+            self.redo = self._words[_RIP], self._words[_RAX]
         self._break_at(port)
         return 0
 
@@ -275,17 +282,13 @@ class Traps:
 
     def _break_at(self, port: int) -> None:
         """Have the instruction that is using this port trap as soon as it is done."""
-        hflags = self.emu.hflags
-        if not hflags.value & IO_BREAKPOINT:  # the guest wrote DR7, and the digest lost the bit
-            if not self.must_undo:
-                self.redo = None
-                self._keep_state()
-            self._suppressed = True
-            self.emu.protect(0, self._ram_size, False)
-            self.emu.stop()
+        words = self._words
+        if self._flags[0] & IO_BREAKPOINT:
+            self._debug = words[_DR0], words[_DR6], words[_DR7]
+            words[_DR0], words[_DR7] = port, _BREAK_ON_IO
             return
-        self._debug = self._dr0.value, self._dr6.value, self._dr7.value
-        self._dr0.value, self._dr7.value = port, _BREAK_ON_IO
+        self.redo = None  # the guest wrote DR7, and the digest lost the bit
+        self._stop_late()
 
     def _fail(self, error: BaseException) -> None:
         self.raised = error
