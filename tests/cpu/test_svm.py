@@ -287,7 +287,7 @@ def test_an_exception_that_is_not_intercepted_is_the_guest_s_own(setup):
 def test_the_second_fault_is_as_good_as_the_first(setup):
     """The emulator remembers faults for ever and would make a double fault of it."""
     one = setup("8a0425 00000500 8a0425 00000500 f4")
-    one.handlers(14, 8)
+    one.handlers(14)
     one.write(HANDLER, bytes.fromhex("4883c408 4883042407 48cf"))  # step over it, and back
     ended = one.run()
     assert (ended.name, ended.rip) == ("HLT", CODE + 14)
