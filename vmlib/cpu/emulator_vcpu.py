@@ -1,0 +1,169 @@
+"""A vCPU on Unicorn: its state and what a VMM may ask of it. `emulator_loop.py` runs it."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vmlib.cpu import emulator_state as state
+from vmlib.cpu import events
+from vmlib.cpu import unicorn as raw
+from vmlib.cpu.budget import Budget, Watchdog
+from vmlib.cpu.capabilities import require
+from vmlib.cpu.emulator_loop import EmulatorLoop
+from vmlib.cpu.engine import INTERCEPTS, check_vector
+from vmlib.cpu.exits import MsrRead, MsrWrite
+from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
+from vmlib.errors import BadInput
+
+if TYPE_CHECKING:
+    from vmlib.cpu.emulator import UnicornVm
+
+
+class UnicornVcpu(EmulatorLoop):
+    """One vCPU on Unicorn; see `vmlib.cpu.engine.Vcpu` for what the methods promise."""
+
+    def __init__(self, vm: "UnicornVm", index: int) -> None:
+        super().__init__(vm, index)
+        self.start_real_mode(0)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def registers(self) -> Registers:
+        """The registers now, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return state.read_registers(self._emu)
+
+    def set_registers(self, registers: Registers) -> None:
+        """Replace all general registers, RIP and RFLAGS."""
+        self._check_open()
+        self._settle()
+        state.write_registers(self._emu, registers)
+
+    def system(self) -> SystemRegisters:
+        """Segments, control registers and tables now, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return state.read_system(self._emu)
+
+    def set_system(self, system: SystemRegisters) -> None:
+        """Replace them."""
+        self._check_open()
+        self._settle()
+        state.write_system(self._emu, system)
+        self._intercepts.forget_code()
+
+    def save(self) -> VcpuState:
+        """The full state, after finishing a pending instruction."""
+        self._check_open()
+        self._settle()
+        return VcpuState(
+            registers=state.read_registers(self._emu),
+            system=state.read_system(self._emu),
+            xsave=state.read_xsave(self._emu),
+            msrs=state.read_msrs(self._emu),
+            debug=state.read_debug(self._emu),
+            interrupt=self._vector,
+            shadow=state.shadow(self._emu),
+            halted=self._asleep,
+        )
+
+    def restore(self, saved: VcpuState) -> None:
+        """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
+        self._check_open()
+        self._forget()
+        state.write_xsave(self._emu, saved.xsave)
+        state.write_msrs(self._emu, saved.msrs)
+        state.write_debug(self._emu, saved.debug)
+        state.write_system(self._emu, saved.system)
+        state.write_registers(self._emu, saved.registers)
+        state.write_system(self._emu, saved.system)  # once more: its digest needs RFLAGS
+        state.set_shadow(self._emu, saved.shadow)
+        self._intercepts.forget_code()
+        self._vector = saved.interrupt
+        self._asleep = saved.halted
+        self._plain = False
+
+    # --- what the VMM asks for ----------------------------------------------------------------
+
+    def set_budget(self, budget: Budget) -> None:
+        """Limit time, instructions, or both, counted from now."""
+        self._plain = False
+        self._check_open()
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._budget = budget
+        self._watchdog = None
+        self._left = budget.instructions or 0
+        if budget.seconds is not None:
+            self._watchdog = Watchdog(budget.seconds, self.look_up)
+
+    def inject(self, vector: int) -> None:
+        """Have an external interrupt delivered as soon as the guest can take it."""
+        self._plain = False
+        self._check_open()
+        check_vector(vector)
+        if self._controller is not None:
+            raise BadInput("inject", "the interrupt controller decides; use vm.set_irq()")
+        if self._vector is not None:
+            raise BadInput("inject", f"vector {self._vector} is still waiting")
+        self._vector = vector
+
+    def kick(self) -> None:
+        """Make `run` return soon. Callable from any thread, at any time, and never lost."""
+        self._kicked = True
+        self._stop_while(lambda: self._kicked)
+
+    def breakpoints(self, addresses: Iterable[int]) -> None:
+        """Replace the debugger's breakpoints by these linear addresses, four at most."""
+        self._plain = False
+        self._check_open()
+        wanted = list(dict.fromkeys(addresses))
+        if len(wanted) > 4:
+            raise BadInput("breakpoints", f"x86 has four address registers, not {len(wanted)}")
+        for number in self._breakpoints.values():
+            self._emu.unhook(number)
+        self._breakpoints = {
+            address: self._emu.hook(
+                raw.HOOK_CODE, raw.CODE_HOOK(self._on_breakpoint), begin=address, end=address
+            )
+            for address in wanted
+        }
+        self._emu.forget_code()
+
+    def intercept(self, *kinds: str) -> None:
+        """Have these exit too."""
+        self._plain = False
+        self._check_open()
+        for kind in kinds:
+            if kind not in INTERCEPTS:
+                raise BadInput("intercept", f"{kind!r} is unknown; {', '.join(INTERCEPTS)}")
+            require("unicorn", kind)
+        self._intercepts.switch_on(kinds)
+
+    def refuse(self) -> None:
+        """Answer an MsrRead or MsrWrite with a general-protection fault."""
+        self._check_open()
+        if not isinstance(self._pending, MsrRead | MsrWrite):
+            raise BadInput("refuse", "no RDMSR or WRMSR is waiting for an answer")
+        self._pending = None
+        self._failed = self._deliver(events.Event(events.GP, 0))
+
+    def not_alone(self) -> None:
+        """The VM has another vCPU: take turns from now on."""
+        self._plain = False
+
+    def remap(self) -> None:
+        """The VM has a new region handled inside."""
+        self._traps.map_hole()
+
+    def close(self) -> None:
+        """Let the emulator go."""
+        self._plain = False
+        if self._closed:
+            return
+        self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._ram.watchers.remove(self._intercepts.written)
+        self._traps.close()
+        self._emu.close()
