@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import qemu
+from engine_files import EMULATOR_FILES, KVM_FILES
 
 from vmlib.cpu import Halt, IoOut, add_guest, load_guest, probe
 from vmlib.cpu.guests import IMAGES
@@ -14,8 +15,7 @@ from vmlib.machine import Machine
 from vmlib.trace import Trace
 
 GUEST = "vmlib/cpu/images/add.lst"
-EMULATOR = [GUEST, "vmlib/cpu/unicorn.py", "vmlib/cpu/real_mode.py", "vmlib/cpu/engine.py"]
-EMULATOR += ["vmlib/machine.py"]
+EMULATOR = [GUEST, *EMULATOR_FILES, "vmlib/machine.py"]
 TITLE = "The guest leaves only when the kernel cannot go on alone"
 TRACE = "book/cpu/traces/add-kvm.json"
 
@@ -77,7 +77,7 @@ def test_same_on_kvm(check):
         "exits, registers after the halt, all of RAM",
         tool="/dev/kvm",
         tool_version=probe("kvm").version,
-        covers=[*EMULATOR, "vmlib/cpu/kvm.py", "vmlib/cpu/kvm_abi.py"],
+        covers=[*EMULATOR, *KVM_FILES],
     ) as record:
         for a, b in CASES:
             ours, our_registers, our_ram = outcome("unicorn", a, b)
@@ -161,7 +161,7 @@ def test_same_trace_step_for_step(root, check, request):
         what="Every step of the guest, single-stepped on the emulator and on /dev/kvm",
         tool="/dev/kvm",
         tool_version=probe("kvm").version,
-        covers=[*EMULATOR, "vmlib/cpu/kvm.py", "vmlib/trace.py"],
+        covers=[*EMULATOR, *KVM_FILES, "vmlib/trace.py"],
     ) as record:
         for ours, real in zip(traces["unicorn"].steps, traces["kvm"].steps, strict=True):
             record.case(ours, real, f"step {ours.i}")

@@ -13,6 +13,7 @@ import pytest
 from box import Box, BoxError, Image, Job, fetch
 from box.image import newc
 from box.inside import count_events
+from engine_files import KVM_FILES
 from test_add_guest import CASES, EMULATOR
 
 from vmlib.errors import HostUnavailable
@@ -195,7 +196,7 @@ def test_same_in_the_box(check, box):
         "in a box: exits, registers after the halt, all of RAM, and the kernel's own counts",
         tool="kvm-amd under qemu-system-x86_64 -accel tcg",
         tool_version=f"Linux {box.version}",
-        covers=[*EMULATOR, "vmlib/cpu/kvm.py", "vmlib/cpu/kvm_abi.py"],
+        covers=[*EMULATOR, *KVM_FILES],
     ) as record:
         for npt in (NPT, SHADOW):
             ours = box_jobs.add_outcomes("unicorn", PAIRS)

@@ -9,6 +9,7 @@ from itertools import product
 import loop_jobs
 import pytest
 from box import Job
+from engine_files import KVM_FILES
 
 from vmlib.cpu.loop import RAM, loop_guest
 from vmlib.loop_trace import TRIES, record_loop
@@ -73,7 +74,7 @@ def test_which_exits_reach_user_space(check, box):
         "KVM_RUN returns, in the kernel's own count",
         tool=TOOL,
         tool_version=f"Linux {box.version}",
-        covers=["vmlib/cpu/kvm.py", "vmlib/cpu/kvm_vcpu.py", "tests/cpu/loop_jobs.py"],
+        covers=[*KVM_FILES, "tests/cpu/loop_jobs.py"],
     ) as record:
         assert CLAIMS.keys() - {FAULT} == loop_jobs.INSTRUCTIONS.keys()
         for name, (leaves, returns) in CLAIMS.items():

@@ -8,6 +8,7 @@ import modes_jobs
 import pytest
 import qemu
 from box import Job
+from engine_files import EMULATOR_FILES, KVM_FILES
 from modes_jobs import BASELINE, MOVED, NAMES, guest_of, run_fall, trace_of
 
 from vmlib.cpu import Budget, Debug, Guest, IoOut, load_guest, open_vm, probe
@@ -18,8 +19,7 @@ from vmlib.cpu.gate_trace import RECORDABLE, record_delivery
 from vmlib.errors import BadInput
 from vmlib.trace import Trace
 
-ENGINE = ["unicorn", "traps", "emulator_state", "emulator", "events", "fast_calls", "intercepts"]
-OURS = [f"vmlib/cpu/{name}.py" for name in [*ENGINE, "falls"]]
+OURS = [*EMULATOR_FILES, "vmlib/cpu/falls.py"]
 GUESTS = [f"vmlib/cpu/images/{name}" for name in ("fall.lst", "modes.lst")]
 RF = 1 << 16
 TITLES = {name: FALLS[name].title for name in NAMES}
@@ -226,7 +226,7 @@ def test_the_same_on_this_hosts_kvm(check):
         "registers, CR2, all of RAM",
         tool="/dev/kvm",
         tool_version=probe("kvm").version,
-        covers=[*OURS, *GUESTS, "vmlib/cpu/kvm.py", "vmlib/cpu/kvm_vcpu.py"],
+        covers=[*OURS, *GUESTS, *KVM_FILES],
     ) as record:
         ours, real = (run_modes(engine) for engine in ("unicorn", "kvm"))
         record.show("serial port, real to long mode", ours.pop("printed"), real.pop("printed"))

@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import qemu
+from engine_files import EMULATOR_FILES
 
 from vmlib.cpu import Halt, load_guest
 from vmlib.machine import Machine
 
-ENGINE = ["unicorn", "traps", "emulator_state", "emulator", "events", "intercepts"]
-OURS = [f"vmlib/cpu/{name}.py" for name in ENGINE]
+OURS = [*EMULATOR_FILES]
 OURS += ["vmlib/machine.py", "vmlib/board.py", "vmlib/devices/uart.py", "vmlib/devices/bus.py"]
 FLAT = {
     "modes": b"RPLfF\n",

@@ -103,8 +103,6 @@ class Emulator:
         self._handle = handle
         self._keep: list[Any] = []  # ctypes callbacks, which C does not keep alive
         self.read(EFLAGS)  # there is a CPU only from the first call on
-        # An address at which to stop is a trap, 0 included: let there be a list of them, empty.
-        _check("stop nowhere", _ctl(handle, _control(uc.UC_CTL_UC_USE_EXITS), _int(1)))
         cpu = _u64.from_address(handle.value + _CPU).value
         self.env = cpu + _ENV
         """Address of CPUX86State in this process."""
