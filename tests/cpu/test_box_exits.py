@@ -9,7 +9,7 @@ from itertools import product
 import loop_jobs
 import pytest
 from box import Job
-from engine_files import KVM_FILES
+from engine_files import EMULATOR_FILES, KVM_FILES
 
 from vmlib.cpu.loop import RAM, loop_guest
 from vmlib.loop_trace import TRIES, record_loop
@@ -17,7 +17,8 @@ from vmlib.units import parse_size
 
 TOOL = "kvm-amd under qemu-system-x86_64 -accel tcg"
 SETTINGS = list(product(TRIES, (False, True), (False, True)))
-SOURCES = ["vmlib/cpu/loop.py", "vmlib/cpu/images/loop.asm", "vmlib/loop_trace.py"]
+FIGURE = ["vmlib/cpu/loop.py", "vmlib/cpu/images/loop.lst", "vmlib/loop_trace.py"]
+FIGURE += ["vmlib/devices/pic.py", *EMULATOR_FILES]
 
 # What the chapter says of each instruction: for what it leaves the guest, for what KVM_RUN returns.
 CLAIMS = {
@@ -150,7 +151,7 @@ def test_the_figure_tells_what_the_kernel_did(check, box):
         "the same guest: each exit, its address, its reason, and whether KVM_RUN returned",
         tool=TOOL,
         tool_version=f"Linux {box.version}",
-        covers=SOURCES,
+        covers=[*FIGURE, *KVM_FILES],
     ) as record:
         for setting in SETTINGS:
             tries, irqchip, ioeventfd = setting

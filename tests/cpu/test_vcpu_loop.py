@@ -10,13 +10,16 @@ from pathlib import Path
 
 import loop_jobs
 import pytest
+from engine_files import KVM_FILES
+from test_box_exits import FIGURE
 
-from vmlib.cpu import Halt, InterruptWindow, IoIn, IoOut, Kicked, open_vm, probe
+from vmlib.cpu import Cpuid, Halt, InterruptWindow, IoIn, IoOut, Kicked, Mmio, open_vm, probe
 from vmlib.cpu.loop import DOORBELL, loop_guest
 from vmlib.errors import BadInput
 from vmlib.loop_problems import loop_problem
 from vmlib.loop_trace import TRIES, opening, record_loop
 from vmlib.trace import Trace
+from vmlib.units import parse_hex
 
 TRACE = "book/cpu/traces/loop-out.json"
 SETTINGS = list(product(TRIES, (False, True), (False, True)))
@@ -71,7 +74,7 @@ def test_the_same_returns_on_kvm(check):
         "returns for, in order, and how often the doorbell rang",
         tool="/dev/kvm",
         tool_version=probe("kvm").version,
-        covers=["vmlib/cpu/loop.py", "vmlib/cpu/images/loop.asm", "vmlib/loop_trace.py"],
+        covers=[*FIGURE, *KVM_FILES],
     ) as record:
         for tries, irqchip, ioeventfd in SETTINGS:
             if tries == "vmmcall":
@@ -230,6 +233,47 @@ def test_a_kick_before_the_run_is_not_lost():
         vcpu.start_real_mode(0x1000)
         vcpu.kick()
         assert vcpu.run() == Kicked()
+
+
+@pytest.mark.needs("unicorn")
+def test_exercise_2_leaves_a_thousand_times():
+    code = bytes.fromhex("be e8 03  0f a2  4e  75 fb  f4")
+    assert len(code) == 9
+    with open_vm() as vm:
+        vm.ram.write(0x1000, code)
+        vcpu = vm.vcpu()
+        vcpu.intercept("cpuid")
+        vcpu.start_real_mode(0x1000)
+        while not isinstance(left := vcpu.run(), Halt):
+            assert isinstance(left, Cpuid)
+            vcpu.complete(b"\xff" * 16)
+        assert vcpu.exits == {"CPUID": 1000, "HLT": 1}
+        vcpu = vm.vcpu()
+        vcpu.start_real_mode(0x1000)
+        assert vcpu.run() == Halt()
+        assert vcpu.exits == {"HLT": 1}
+
+
+@pytest.mark.needs("unicorn")
+def test_the_labs_loop_can_be_written(root):
+    """The outer loop of section 2, with its three cases filled in."""
+    cells = json.loads((root / "labs/cpu/vcpu-loop.ipynb").read_text())["cells"]
+    source = next("".join(c["source"]) for c in cells if "def outer_loop" in "".join(c["source"]))
+    hole = "            # ✎ IoIn(port=…), Mmio(gpa=…, data=None), Mmio(gpa=…, data=data)\n"
+    assert hole in source
+    solution = """\
+            case IoIn():
+                vcpu.complete(b"\\x20")
+            case Mmio(gpa=gpa, data=None):
+                vcpu.complete(bytes([screen[gpa]]))
+            case Mmio(gpa=gpa, data=data):
+                screen[gpa] = data[0]
+"""
+    names = {"SEED": 3, "ENGINE": "unicorn", "parse_hex": parse_hex, "open_vm": open_vm}
+    names |= {"IoIn": IoIn, "IoOut": IoOut, "Mmio": Mmio, "Halt": Halt, "print": lambda *_: None}
+    exec(source.replace(hole, solution), names)
+    assert names["sent"] == names["letter"].encode()
+    assert names["screen"][0xB8002] == ord(names["letter"])
 
 
 def test_the_table_of_the_chapter_is_the_kernels(root):

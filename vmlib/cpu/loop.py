@@ -13,7 +13,7 @@ from vmlib.errors import BadInput
 
 RAM = "64K"
 DOORBELL = 0xC010
-"""The port of the doorbell: a legacy virtio device's queue notify (Virtio 1.2, 4.1.4.8)."""
+"""The port of the doorbell: queue notify, if a legacy virtio device's ports begin at 0xc000."""
 ENDING = 0xF4
 SERIAL, STATUS, SCREEN = 0x3F8, 0x3FD, 0xB8000
 LINE, VECTOR = 0, 0x20

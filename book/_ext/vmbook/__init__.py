@@ -7,6 +7,7 @@ def setup(app: Any) -> dict[str, Any]:
     """Register every part of the extension (Sphinx calls this)."""
     from vmbook import (
         badges,
+        exits,
         figures,
         finish,
         fold,
@@ -22,6 +23,6 @@ def setup(app: Any) -> dict[str, Any]:
     root = records.ROOT
     app.config.templates_path.insert(0, str(root / "book/_assets/templates"))
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it unasked
-    for part in (key, mime, mathml, fold, badges, predict, figures, finish, status, verify):
+    for part in (key, mime, mathml, fold, badges, exits, predict, figures, finish, status, verify):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
