@@ -18,6 +18,7 @@ from vmlib.cpu.loop import DOORBELL, loop_guest
 from vmlib.errors import BadInput
 from vmlib.loop_problems import loop_problem
 from vmlib.loop_trace import TRIES, opening, record_loop
+from vmlib.machine import Machine
 from vmlib.trace import Trace
 from vmlib.units import parse_hex
 
@@ -142,6 +143,18 @@ def test_a_doorbell_has_a_width():
         assert vcpu.run() == IoOut(DOORBELL, 1, b"\0")
         assert bell.take() == 1
         assert vcpu.run() == Halt()
+
+
+@pytest.mark.needs("unicorn")
+def test_what_is_finished_inside_is_counted_apart():
+    """The chapter's run with the controller below: three returns, and six words to it."""
+    with Machine("unicorn", irqchip=True) as machine:
+        machine.load(loop_guest("out").guest)
+        alarm = threading.Timer(0.05, machine.set_irq, (0, True))
+        alarm.start()
+        outcome = machine.run()
+        assert outcome.counts == {"IO": 3}
+        assert machine.vcpu.handled == {"IO": 6, "IRQ": 1}
 
 
 @pytest.mark.needs("unicorn")

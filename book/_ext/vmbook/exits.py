@@ -14,14 +14,14 @@ from vmbook import records
 from vmbook.badges import badge_html, find
 
 HEAD = ("the guest does this", "VM exits", "KVM_RUN returns", "finished by")
-NARROW = ' style="min-width:5rem"'
+NARROW = ' style="min-width:3.5rem"'
 
 
 def finisher(leaves: str, returns: str) -> str:
     """Return who finishes what leaves the guest so often and comes up so often."""
     if returns != "0":
-        return "the VMM"
-    return "the kernel" if leaves != "0" else "the processor"
+        return "VMM"
+    return "kernel" if leaves != "0" else "processor"
 
 
 def table_html(record: records.Record) -> str:
