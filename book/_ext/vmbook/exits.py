@@ -13,8 +13,8 @@ from sphinx.util.docutils import SphinxDirective
 from vmbook import records
 from vmbook.badges import badge_html, find
 
-HEAD = ("the guest does this", "VM exits", "KVM_RUN returns", "finished by")
-NARROW = ' style="min-width:3.5rem"'
+HEAD = ("the guest does this", "VM exits", "returns", "finished by")
+NARROW = ' style="min-width:3rem"'
 
 
 def finisher(leaves: str, returns: str) -> str:
@@ -33,7 +33,7 @@ def table_html(record: records.Record) -> str:
         told = "".join(
             f"<td{NARROW}>{escape(each)}</td>" for each in (*cells, finisher(leaves, returns))
         )
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{told}</tr>')
+        rows.append(f'<tr><th scope="row" style="min-width:7rem">{escape(name)}</th>{told}</tr>')
     head = "".join(f'<th scope="col"{NARROW}>{each}</th>' for each in HEAD)
     return (
         '<div class="vm-scroll" role="region" aria-label="Who finishes what" tabindex="0">'
