@@ -7,7 +7,6 @@ import struct
 from dataclasses import replace
 
 import pytest
-
 from kvm_guests import (
     CODE0,
     CODE3,
@@ -22,6 +21,7 @@ from kvm_guests import (
     identity_map,
     write_tables,
 )
+
 from vmlib.cpu.events import (
     AC,
     BP,
@@ -59,8 +59,22 @@ UPPER = 200 << 21
 def make_cpu(system, ring, rip=0x10005, rsp=USER_STACK, rflags=IF | 2):
     s = system
     return EventCpu(
-        rip, rsp, rflags, ring, s.cs, s.ss, s.tr, s.ldt, s.gdt, s.idt, s.cr0, 0, s.cr3, s.cr4, s.efer
-    )  # fmt: skip
+        rip,
+        rsp,
+        rflags,
+        ring,
+        s.cs,
+        s.ss,
+        s.tr,
+        s.ldt,
+        s.gdt,
+        s.idt,
+        s.cr0,
+        0,
+        s.cr3,
+        s.cr4,
+        s.efer,
+    )
 
 
 class Guest:
@@ -163,6 +177,8 @@ def test_the_table_of_real_mode_has_base_and_limit():
     guest.deliver(BP, None, "software")
     assert (guest.cpu.cs.selector, guest.cpu.rip) == (0x2222, 0x1111)
     assert guest.fault(4, None, "software") == (GP, 0)
+    guest.cpu.idt = Table(0x8000, 4 * 3 + 2)
+    assert guest.fault(BP, None, "software") == (GP, 0)
 
 
 # --- gates (7.11, 7.12, 7.14) ---------------------------------------------------------------------
@@ -321,7 +337,7 @@ def test_64_bit_handlers_lie_anywhere():
     assert guest.cpu.rip == 0xFFFF8000_00000000 + HANDLER
 
 
-# --- the handler's code segment (7.12.1.2; vol. 2A, INT n, Operation) ------------------------------
+# --- the handler's code segment (7.12.1.2; vol. 2A, INT n, Operation) ----------------------------
 
 
 @WIDE
