@@ -148,6 +148,7 @@ class EmulatorLoop(BaseVcpu):
     def _loop(self, stepping: bool, started: int | None) -> Exit | None:
         """Run round after round; `started` is what the emulator said, if it has run already."""
         emu, traps = self._emu, self._traps
+        self._passing = self._pending.address if isinstance(self._pending, Debug) else -1
         if started is not None:
             self._pending = None
         elif self._pending is not None and (ended := self._resume(stepping)) is not None:
@@ -208,8 +209,6 @@ class EmulatorLoop(BaseVcpu):
             return BudgetSpent(str(self._budget)), -1
         if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
             limit = min(self._left, _ROUND) if counting else _ROUND
-        if self._breakpoints and self._traps.linear_rip() in self._breakpoints:
-            self._passing = self._traps.linear_rip()
         return None, limit
 
     def _plainly(self) -> bool:

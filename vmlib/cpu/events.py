@@ -292,7 +292,7 @@ def _deliver_protected(cpu: EventCpu, memory: Memory, event: Event) -> None:
     reach = 0xFFFFFFFF if stack.big else 0xFFFF
     top = esp - len(frame) & reach
     _check_stack(stack, top, len(frame), event, inward)
-    _push(memory, stack.base + top & 0xFFFFFFFF, frame, event)
+    _push(memory, stack.base + top & 0xFFFFFFFF, frame, event, 4 if wide else 2)
     cpu.ss = stack
     rip = low | middle << 16 if wide else low
     _enter(cpu, code, ring, rip, cpu.rsp & ~reach | top if not inward else top, kind)
@@ -387,12 +387,15 @@ def _check_stack(stack: Segment, top: int, size: int, event: Event, inward: bool
         raise Fault(SS, error | _ext(event), "the frame does not fit below the stack pointer")
 
 
-def _push(memory: Memory, linear: int, frame: bytes, event: Event) -> None:
+def _push(memory: Memory, linear: int, frame: bytes, event: Event, word: int = 8) -> None:
     try:
         memory.write(linear, frame)
     except Fault as fault:
         if fault.vector == GP:  # a stack that is not canonical is #SS
             raise Fault(SS, _ext(event), fault.gate) from None
+        # The processor pushes word by word, so the fault is that of the first word that fails.
+        for at in range(len(frame) - word, -1, -word):
+            memory.write(linear + at, frame[at : at + word])
         raise
 
 

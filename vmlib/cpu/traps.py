@@ -41,6 +41,7 @@ IO_BREAKPOINT = 1 << 24
 _BREAK_ON_IO = 0x00020402  # DR7: breakpoint 0, global, one byte, I/O read or write
 # Fields of the CPU as indices of 64-bit words.
 _RAX, _RIP, _CS = raw.GPRS // 8, raw.RIP // 8, (raw.SEGMENTS + raw.SEGMENT.size) // 8 + 1
+_EFLAGS = raw.EFLAGS_RAW // 8
 _DR0, _DR6, _DR7 = raw.DR0_RAW // 8, raw.DR6_RAW // 8, raw.DR7_RAW // 8
 
 
@@ -139,6 +140,9 @@ class Traps:
         """Take back what ran after the instruction that asked for a stop too late."""
         self.must_undo = False
         ctypes.memmove(self.emu.env, self._snapshot, raw.ENV_SIZE)
+        # In the middle of a block the arithmetic flags stand in a lazy form; between two starts
+        # the emulator wants them in EFLAGS.
+        self._words[_EFLAGS] = self.emu.read(raw.EFLAGS)
         if self._suppressed:
             self._suppressed = False
             self.emu.protect(0, self._ram_size, True)
