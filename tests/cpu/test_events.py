@@ -310,7 +310,8 @@ def test_a_gate_has_to_lie_within_the_limit_to_its_last_byte(bits):
 
 
 @pytest.mark.parametrize(
-    ("bits", "kind"), [(64, 0x86), (64, 0x87), (64, 0x85), (64, 0x8C), (32, 0x82), (32, 0x8C)]
+    ("bits", "kind"),
+    [(64, 0x86), (64, 0x87), (64, 0x85), (64, 0x8C), (64, 0x9E), (32, 0x82), (32, 0x9E)],
 )
 def test_what_is_no_gate_is_refused(bits, kind):
     """7.11, 7.14.1: 64-bit mode has no 16-bit gates and no task gates."""
@@ -361,6 +362,19 @@ def test_the_selector_of_a_gate(bits, selector, descriptor, expected):
     if descriptor is not None:
         guest.descriptor(selector, descriptor)
     assert guest.fault(0x30, None, "external") == expected
+
+
+@WIDE
+def test_a_descriptor_has_to_lie_within_the_limit_to_its_last_byte(bits):
+    """3.5.1."""
+    guest = Guest(bits)
+    guest.gate(0x30, selector=0x30)
+    guest.descriptor(0x30, CODE_64 if bits == 64 else CODE_32)
+    guest.cpu.gdt = Table(GDT, 0x36)
+    assert guest.fault(0x30, None, "external") == (GP, 0x31)
+    guest.cpu.gdt = Table(GDT, 0x37)
+    guest.deliver(0x30, None, "external")
+    assert guest.cpu.cs.selector == 0x30
 
 
 @pytest.mark.parametrize("descriptor", [CODE_32, CODE_64 | 1 << 54])
@@ -520,6 +534,14 @@ def test_a_page_fault_while_delivering_is_a_supervisors(ring):
     assert (raised.value.vector, raised.value.error_code) == (PF, 0)
     assert raised.value.cr2 == UPPER + IDT + 0x800
     assert guest.cpu == before
+
+
+def test_smap_holds_for_delivery_whatever_ac_says():
+    """5.6.1: AC opens pages of ring 3 to explicit accesses only."""
+    guest = aliased()
+    guest.cpu.cr4 |= 1 << 21
+    guest.cpu.rflags |= 1 << 18
+    assert guest.fault(0x80, None, "software") == (PF, 1)
 
 
 def test_a_frame_across_two_pages_is_pushed_whole():
