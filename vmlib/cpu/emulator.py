@@ -126,8 +126,6 @@ class UnicornVm(BaseVm[UnicornVcpu]):
                     "gpa", f"{gpa:#x}+{size:#x} overlaps the region at {other:#x}+{length:#x}"
                 )
         self.regions.append((gpa, size, read, write))
-        for vcpu in self.vcpus:
-            vcpu.remap()
 
     def create_irqchip(self, controller: InterruptController | None = None) -> None:
         """Put an interrupt controller beside the vCPUs, before the first one is created."""

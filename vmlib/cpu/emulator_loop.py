@@ -58,7 +58,7 @@ class EmulatorLoop(BaseVcpu):
         vm.ram.watchers.append(self._intercepts.written)
         self._controller = vm.controller if index == 0 else None
         self._plain = False
-        self._passing = -1
+        self._passing = self._reported = -1
         self._hypercalls = self._acknowledged = 0
         self._breakpoints: dict[int, int] = {}
         self._vector: int | None = None
@@ -148,7 +148,8 @@ class EmulatorLoop(BaseVcpu):
     def _loop(self, stepping: bool, started: int | None) -> Exit | None:
         """Run round after round; `started` is what the emulator said, if it has run already."""
         emu, traps = self._emu, self._traps
-        self._passing = self._pending.address if isinstance(self._pending, Debug) else -1
+        self._passing = self._reported if self._reported == traps.linear_rip() else -1
+        self._reported = -1
         if started is not None:
             self._pending = None
         elif self._pending is not None and (ended := self._resume(stepping)) is not None:
@@ -202,9 +203,10 @@ class EmulatorLoop(BaseVcpu):
         if self._asleep or self._vector is not None or self._controller is not None:
             self._inside = False
             ended, limit = self._interrupts(limit)
-            if ended is not None or self._kicked or self._slice_over:
-                return ended, -1
             self._inside = True
+            if ended is not None or self._kicked or self._slice_over:
+                self._inside = False
+                return ended, -1
         if counting and self._left <= 0:
             return BudgetSpent(str(self._budget)), -1
         if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
@@ -237,6 +239,8 @@ class EmulatorLoop(BaseVcpu):
             self._again = True
         elif isinstance(ended, Mmio):
             self._again = True
+        elif isinstance(ended, Debug):
+            self._reported = ended.address
         return ended
 
     def _undo(self) -> None:

@@ -152,10 +152,6 @@ class UnicornVcpu(EmulatorLoop):
         """The VM has another vCPU: take turns from now on."""
         self._plain = False
 
-    def remap(self) -> None:
-        """The VM has a new region handled inside."""
-        self._traps.map_hole()
-
     def close(self) -> None:
         """Let the emulator go."""
         self._plain = False

@@ -88,7 +88,7 @@ class Traps:
         self._flags = emu.view[raw.HFLAGS : raw.HFLAGS + 4].cast("I")
         self._debug: tuple[int, int, int] | None = None
         self._suppressed = False
-        self._mapped: list[tuple[int, int]] = []
+        self._once = False
         for kind, call, insn in (
             (raw.HOOK_INSN, raw.OUT_HOOK(self._on_out), raw.INSN_OUT),
             (raw.HOOK_INSN, raw.IN_HOOK(self._on_in), raw.INSN_IN),
@@ -107,17 +107,9 @@ class Traps:
         return (self._words[_RIP] + self._words[_CS]) & (1 << 64) - 1
 
     def map_hole(self) -> None:
-        """Make everything that is not RAM device memory; regions handled inside are unguarded."""
-        for gpa, size in self._mapped:
-            self.emu.unmap(gpa, size)
-        self._mapped.clear()
-        at = self._ram_size
-        for gpa, size, read, write in sorted(self._inside.regions, key=lambda r: r[0]):
-            self._guard(at, gpa)
-            self.emu.map_device(gpa, size, self._reader(gpa, read), self._writer(gpa, write), False)
-            self._mapped.append((gpa, size))
-            at = gpa + size
-        self._guard(at, HOLE_END)
+        """Make everything that is not RAM device memory, whose every access is looked at first."""
+        base = self._ram_size
+        self.emu.map_device(base, HOLE_END - base, self._load, self._store)
 
     def close(self) -> None:
         """Let go of the CPU's memory."""
@@ -132,7 +124,7 @@ class Traps:
     def forget(self) -> None:
         """Drop all that is pending."""
         self.exit = self.vector = self.raised = self.redo = self.answer = None
-        self.must_undo = self.passed = self.stepping = False
+        self.must_undo = self.passed = self.stepping = self._once = False
         self.known.clear()
         self.written.clear()
 
@@ -255,18 +247,24 @@ class Traps:
         if access in raw.READS:
             if gpa in self.known or gpa + size - 1 in self.known:
                 return True
-            self.exit = Mmio(gpa, size, None)
-        elif access in raw.WRITES:
-            if gpa in self.written:
-                return True
-            data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-            if self._rang(gpa, size, value):
-                return True
-            self.exit = Mmio(gpa, size, data)
-            self._stop_late()
-        else:
+        elif access not in raw.WRITES:
             self.exit = EngineFailure(f"the guest jumped to GPA {gpa:#x}, where there is no RAM")
-        self.emu.stop()
+            self.emu.stop()
+            return False
+        elif gpa in self.written:
+            return True
+        try:
+            if self._handled(access, gpa, size, value):
+                return True
+        except BaseException as error:
+            self._fail(error)
+            return False
+        if access in raw.READS:
+            self.exit = Mmio(gpa, size, None)
+            self.emu.stop()
+        else:
+            self.exit = Mmio(gpa, size, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+            self._stop_late()
         return False
 
     # --- small change -------------------------------------------------------------------------
@@ -311,42 +309,47 @@ class Traps:
         if bell is None or bell(gpa, size, value & (1 << 8 * size) - 1) is REFUSED:
             return False
         self.handled_mmio += 1
+        self.written.update(range(gpa, gpa + size))
+        self._once = True
         return True
 
-    def _guard(self, begin: int, end: int) -> None:
-        if begin < end:
-            read, write = self._known_bytes(begin), self._ignore
-            self.emu.map_device(begin, end - begin, read, write, True)
-            self._mapped.append((begin, end - begin))
+    def _load(self, offset: int, size: int) -> int:
+        """Give a load the bytes that are known by now."""
+        gpa, known = self._ram_size + offset, self.known
+        value = sum(known.get(gpa + i, 0) << 8 * i for i in range(size))
+        if self._once:
+            self._used(range(gpa, gpa + size), known)
+        return value
 
-    def _known_bytes(self, begin: int) -> Callable[[int, int], int]:
-        def read(offset: int, size: int) -> int:
-            gpa, known = begin + offset, self.known
-            return sum(known.get(gpa + i, 0) << 8 * i for i in range(size))
+    def _store(self, offset: int, size: int, value: int) -> None:
+        """The store has been taken care of; here it only has to end."""
+        if self._once:
+            gpa = self._ram_size + offset
+            self._used(range(gpa, gpa + size), self.written)
 
-        return read
+    def _used(self, addresses: range, left: dict[int, int] | set[int]) -> None:
+        """What a handler inside gave or took is good for one access, which may come in pieces."""
+        for gpa in addresses:
+            if isinstance(left, dict):
+                left.pop(gpa, None)
+            else:
+                left.discard(gpa)
+        self._once = bool(self.known or self.written)
 
-    @staticmethod
-    def _ignore(offset: int, size: int, value: int) -> None:
-        """The store has been reported; here it only has to end."""
-
-    def _reader(self, gpa: int, read: ReadHandler) -> Callable[[int, int], int]:
-        def call(offset: int, size: int) -> int:
-            self.handled_mmio += 1
-            try:
-                return read(gpa + offset, size) & (1 << 8 * size) - 1
-            except BaseException as error:
-                self._fail(error)
-                return 0
-
-        return call
-
-    def _writer(self, gpa: int, write: WriteHandler) -> Callable[[int, int, int], None]:
-        def call(offset: int, size: int, value: int) -> None:
-            self.handled_mmio += 1
-            try:
-                write(gpa + offset, size, value)
-            except BaseException as error:
-                self._fail(error)
-
-        return call
+    def _handled(self, access: int, gpa: int, size: int, value: int) -> bool:
+        """Let a device inside handle an access to its memory, if there is one."""
+        region = next(
+            (one for one in self._inside.regions if one[0] <= gpa < one[0] + one[1]), None
+        )
+        if region is None:
+            return access in raw.WRITES and self._rang(gpa, size, value)
+        _, _, read, write = region
+        self.handled_mmio += 1
+        if access in raw.READS:
+            got = read(gpa, size) & (1 << 8 * size) - 1
+            self.known.update(enumerate(got.to_bytes(size, "little"), gpa))
+        else:
+            write(gpa, size, value & (1 << 8 * size) - 1)
+            self.written.update(range(gpa, gpa + size))
+        self._once = True
+        return True

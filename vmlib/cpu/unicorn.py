@@ -172,19 +172,17 @@ class Emulator:
         size: int,
         read: Callable[[int, int], int],
         write: Callable[[int, int, int], None],
-        guarded: bool,
     ) -> None:
         """Have `read(offset, size)` and `write(offset, size, value)` called for a region.
 
-        If `guarded`, the hook of `on_protected` is asked first and can stop the access.
+        The region is protected: the hook for memory is asked first and can stop the access.
         """
         on_read = MMIO_READ(lambda _, offset, size, __: read(offset, size))
         on_write = MMIO_WRITE(lambda _, offset, size, value, __: write(offset, size, value))
         self._keep += (on_read, on_write)
         where = _u64(gpa), _size(size)
         _check("map", _short.uc_mmio_map(self._handle, *where, on_read, None, on_write, None))
-        if guarded:
-            _check("protect", _short.uc_mem_protect(self._handle, *where, _u32(PROT_NONE)))
+        _check("protect", _short.uc_mem_protect(self._handle, *where, _u32(PROT_NONE)))
 
     def unmap(self, gpa: int, size: int) -> None:
         """Undo `map_device`; the region must be a whole one."""
