@@ -474,13 +474,18 @@ COUNT = 200_000
 
 
 def count_with_two(parallel):
-    """mov ecx, COUNT; l: lock inc dword [0x40000]; dec ecx; jnz l; hlt, on two vCPUs."""
+    """out 0x10, al; mov ecx, COUNT; l: lock inc dword [0x40000]; dec ecx; jnz l; hlt.
+
+    On two vCPUs, of which one has run before there was another.
+    """
     with open_vm("unicorn", "1M", parallel=parallel) as vm:
-        code = "b9 40 0d 03 00 f0 ff 05 00 00 04 00 49 75 f6 f4"
-        vcpus = [boot(vm, code, bits=32) for _ in range(2)]
-        for vcpu in vcpus:
-            vcpu.set_budget(Budget(seconds=30))
-        assert [end() for end in [in_thread(vcpu.run) for vcpu in vcpus]] == [Halt(), Halt()]
+        vcpus = []
+        for _ in range(2):
+            vcpus.append(boot(vm, "e6 10 b9 40 0d 03 00 f0 ff 05 00 00 04 00 49 75 f6 f4", bits=32))
+            vcpus[-1].set_budget(Budget())
+            assert ports([vcpus[-1].run()]) == [0x10]
+        ends = [in_thread(vcpu.run) for vcpu in vcpus]
+        assert [end(vcpu.kick) for end, vcpu in zip(ends, vcpus, strict=True)] == [Halt(), Halt()]
         assert [vcpu.registers().rcx for vcpu in vcpus] == [0, 0]
         return int.from_bytes(vm.ram.read(0x40000, 4), "little")
 
@@ -654,6 +659,15 @@ def test_the_tss_opens_single_ports(vm, guest, access, allowed):
     system = vcpu.system()
     vcpu.set_system(replace(system, tr=replace(system.tr, limit=0x68 + 0x100)))
     vm.ram.write(TSS + 0x68, b"\xff\xff\xfe" + b"\xff" * 0x100)
+    assert vcpu.run().port == (0x10 if allowed else 0x66)
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(0x6A, False), (0x6B, True)])
+def test_ports_beyond_the_limit_of_the_tss_are_closed(vm, guest, limit, allowed):
+    """Intel SDM vol. 1, 19.5.2: two bytes of the map are read, and both lie within the TSS."""
+    vcpu = guest("e6 10 f4", bits=64, ring=3, gates={13: "e6 66 f4"})
+    system = vcpu.system()
+    vcpu.set_system(replace(system, tr=replace(system.tr, limit=limit)))
     assert vcpu.run().port == (0x10 if allowed else 0x66)
 
 
