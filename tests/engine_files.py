@@ -1,23 +1,16 @@
 """Which files an engine is made of: what a check record covers when it holds that engine."""
 
+_SHARED = ["vmlib/cpu/state.py", "vmlib/cpu/engine.py", "vmlib/cpu/exits.py"]
 EMULATOR_FILES = [
-    f"vmlib/cpu/{name}.py"
-    for name in (
-        "unicorn",
-        "traps",
-        "intercepts",
-        "emulator_state",
-        "emulator_loop",
-        "emulator_vcpu",
-        "emulator",
-        "events",
-        "fast_calls",
-        "state",
-        "engine",
-        "exits",
-    )
+    *(
+        f"vmlib/cpu/unicorn/{name}.py"
+        for name in ("raw", "traps", "intercepts", "state", "loop", "vcpu", "vm")
+    ),
+    "vmlib/cpu/events.py",
+    "vmlib/cpu/fast_calls.py",
+    *_SHARED,
 ]
 KVM_FILES = [
-    f"vmlib/cpu/{name}.py"
-    for name in ("kvm", "kvm_abi", "kvm_calls", "kvm_entry", "kvm_exits", "kvm_state", "kvm_vcpu")
+    f"vmlib/cpu/kvm/{name}.py"
+    for name in ("vm", "abi", "calls", "entry", "exits", "state", "vcpu", "file")
 ]

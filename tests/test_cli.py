@@ -9,7 +9,7 @@ import pytest
 
 from vmlib.__main__ import main
 from vmlib.cpu import EngineStatus, add_guest, load_guest
-from vmlib.cpu.oddities import ODDITIES
+from vmlib.cpu.kvm.oddities import ODDITIES
 from vmlib.trace import Trace
 
 pytestmark = pytest.mark.needs("unicorn")

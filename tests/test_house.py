@@ -44,15 +44,13 @@ def test_everything_but_the_emulator_works_without_unicorn(root):
 import sys, pkgutil, importlib
 sys.modules["unicorn"] = None  # as if it were not installed
 import vmlib
-engine = "unicorn traps intercepts emulator_state emulator_loop emulator_vcpu emulator".split()
-engine += ["world_switch", "svm"]
 for module in pkgutil.walk_packages(vmlib.__path__, "vmlib."):
     if module.name == "vmlib.__main__":
         continue
     try:
         importlib.import_module(module.name)
     except ImportError:
-        assert module.name in ["vmlib.cpu." + name for name in engine], module.name
+        assert module.name.startswith("vmlib.cpu.unicorn."), module.name
 from vmlib.cpu import probe, open_vm, add_guest
 from vmlib.errors import HostUnavailable
 assert add_guest(1, 2).code
@@ -77,7 +75,7 @@ def test_dev_kvm_is_opened_in_one_file(root):
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value == "/dev/kvm"
     }
-    assert found == {"vmlib/cpu/kvm.py"}
+    assert found == {"vmlib/cpu/kvm/vm.py"}
 
 
 def test_the_library_prints_nothing(root):

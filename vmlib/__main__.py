@@ -9,7 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from vmlib.cpu import CAPABILITIES, ENGINES, Budget, Guest, Halt, oddities, probe
+from vmlib.cpu import CAPABILITIES, ENGINES, Budget, Guest, Halt, probe
+from vmlib.cpu.kvm import oddities
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 from vmlib.machine import CRASHED, FAILED, SPENT, Machine
 from vmlib.units import parse_size

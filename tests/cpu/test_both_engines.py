@@ -1,7 +1,7 @@
 """The same guests on the emulator and on this host's KVM: the same exits, and the same state.
 
-Where KVM is not what the manuals say the difference has a name (`vmlib/cpu/oddities.py`), and an
-oddity that makes no difference any more fails.
+Where KVM is not what the manuals say the difference has a name (`vmlib/cpu/kvm/oddities.py`), and
+an oddity that makes no difference any more fails.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from vmlib.cpu import (
     Halt,
     Shutdown,
     load_guest,
-    oddities,
     open_vm,
     probe,
 )
 from vmlib.cpu.exits import answer_size
+from vmlib.cpu.kvm import oddities
 from vmlib.cpu.state import REGISTER_NAMES
 
 RAM = 0x40000
@@ -127,7 +127,7 @@ def test_the_engines_are_equal(check):
         "all of RAM",
         tool="/dev/kvm",
         tool_version=probe("kvm").version,
-        covers=[*EMULATOR_FILES, *KVM_FILES, "vmlib/cpu/oddities.py", *IMAGES],
+        covers=[*EMULATOR_FILES, *KVM_FILES, "vmlib/cpu/kvm/oddities.py", *IMAGES],
     ) as record:
         for name in ("modes", "exits", "spin2"):
             ours, real = (image(engine, name, looking=False) for engine in ("unicorn", "kvm"))
@@ -148,15 +148,8 @@ def compare(record, ours, real, name):
         record.case(value, real[what], f"{what} of {name}")
 
 
-def known(program):
-    """Mark the guests that change a word of a device, which shows a defect of the emulator's."""
-    lost = "reading the registers between the two exits of a read-modify-write loses the second"
-    marks = pytest.mark.xfail(strict=True, reason=lost) if program.name == "mmio" else ()
-    return pytest.param(program, marks=marks, id=str(program))
-
-
 @pytest.mark.needs("unicorn", "kvm")
-@pytest.mark.parametrize("program", [known(one) for one in PROGRAMS if not one.odd])
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if not one.odd], ids=str)
 def test_whoever_looks_at_every_exit_changes_nothing(program):
     ours, real = (small(engine, program, looking=True) for engine in ("unicorn", "kvm"))
     assert ours == real

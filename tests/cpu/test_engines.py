@@ -264,7 +264,7 @@ def test_no_dev_kvm_is_explained(monkeypatch, error, says):
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr("vmlib.cpu.kvm.os.open", refuse)
+    monkeypatch.setattr("vmlib.cpu.kvm.vm.os.open", refuse)
     with pytest.raises(HostUnavailable, match=says) as caught:
         open_vm("kvm")
     assert "engine='unicorn'" in caught.value.fix

@@ -21,10 +21,10 @@ from vmlib.cpu import (
     Segment,
     Shutdown,
     SystemRegisters,
-    kvm_abi,
-    kvm_state,
     open_vm,
 )
+from vmlib.cpu.kvm import abi as kvm_abi
+from vmlib.cpu.kvm import state as kvm_state
 from vmlib.cpu.state import UNUSABLE
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 
@@ -313,7 +313,8 @@ def requests():
 @kvm
 @pytest.mark.parametrize("name", requests())
 def test_nothing_is_left_behind_when_a_request_fails(monkeypatch, name):
-    from vmlib.cpu import kvm, kvm_file
+    from vmlib.cpu.kvm import file as kvm_file
+    from vmlib.cpu.kvm import vm as kvm
 
     real = kvm.call
 
@@ -373,4 +374,4 @@ def test_dev_kvm_is_opened_in_one_file(root):
     opens = [
         p.name for p in (root / "vmlib").rglob("*.py") if re.search(r'"/dev/kvm"', p.read_text())
     ]
-    assert opens == ["kvm.py"]
+    assert opens == ["vm.py"]

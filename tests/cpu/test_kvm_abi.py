@@ -12,11 +12,11 @@ from vmlib.cpu import (
     Registers,
     Segment,
     SystemRegisters,
-    kvm_abi,
-    kvm_diagnosis,
-    kvm_exits,
-    kvm_state,
 )
+from vmlib.cpu.kvm import abi as kvm_abi
+from vmlib.cpu.kvm import diagnosis as kvm_diagnosis
+from vmlib.cpu.kvm import exits as kvm_exits
+from vmlib.cpu.kvm import state as kvm_state
 from vmlib.cpu.state import UNUSABLE
 from vmlib.memory import GuestRam
 

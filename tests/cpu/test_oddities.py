@@ -23,10 +23,10 @@ from vmlib.cpu import (
     IoOut,
     Registers,
     Shutdown,
-    oddities,
     open_vm,
     probe,
 )
+from vmlib.cpu.kvm import oddities
 from vmlib.errors import HostUnavailable
 
 # mov ax, 100; aam; hlt: AL = 0, AH = 10.

@@ -45,7 +45,7 @@ class Setup:
     """A host with one guest: long mode or real mode, RAM of 64 pages behind nested tables."""
 
     def __init__(self, code: str, *intercepts: str, real: bool = False) -> None:
-        from vmlib.cpu.svm import SvmHost
+        from vmlib.cpu.unicorn.svm import SvmHost
 
         self.host = SvmHost("4M")
         self.vmcb = self.host.vmcb()
@@ -413,7 +413,7 @@ def _random_pair(rng, one):
 
 def test_two_walks_of_ours_are_the_emulator_s_one(setup, check):
     """300 pairs of rights: who faults, with what code and address."""
-    from vmlib.cpu.unicorn import VERSION
+    from vmlib.cpu.unicorn.raw import VERSION
 
     codes = {"read": "8a0425 00002200", "write": "880425 00002200", "fetch": "b8 00002200 ffe0"}
     rng = random.Random(3)
@@ -423,7 +423,7 @@ def test_two_walks_of_ours_are_the_emulator_s_one(setup, check):
         "both stages",
         tool="Unicorn (QEMU's AMD-V)",
         tool_version=VERSION,
-        covers=["vmlib/cpu/npt.py", "vmlib/cpu/svm.py", "vmlib/memory/walk.py"],
+        covers=["vmlib/cpu/npt.py", "vmlib/cpu/unicorn/svm.py", "vmlib/memory/walk.py"],
     ) as record:
         one = setup("", "#PF")
         model, emulator = Counter(), Counter()
@@ -599,7 +599,11 @@ def test_the_way_back_is_what_the_specification_says(setup, check):
         what="What VMRUN refuses, and what #VMEXIT leaves in the VMCB and in the host",
         tool="AMD APM vol. 2 (24593), 15.5.1, 15.6, 15.7",
         tool_version="",
-        covers=["vmlib/cpu/svm.py", "vmlib/cpu/world_switch.py", "vmlib/cpu/vmcb.py"],
+        covers=[
+            "vmlib/cpu/unicorn/svm.py",
+            "vmlib/cpu/unicorn/world_switch.py",
+            "vmlib/cpu/vmcb.py",
+        ],
     ) as record:
         one = setup("0fa2 f4", "CPUID")
         ended = one.run()
@@ -736,7 +740,7 @@ def test_lab_the_sum_of_hypercalls(setup):
 
 def _random_programs(seed: int, count: int) -> dict[str, int]:
     """Random bytes as guest code; RAM around the guest's pages must stay as it is."""
-    from vmlib.cpu.svm import SvmHost
+    from vmlib.cpu.unicorn.svm import SvmHost
 
     rng = random.Random(seed)
     ends: dict[str, int] = {}

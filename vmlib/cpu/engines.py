@@ -43,7 +43,7 @@ def probe(engine: str) -> EngineStatus:
 
 def _emulator() -> ModuleType:
     try:
-        from vmlib.cpu import emulator
+        from vmlib.cpu.unicorn import vm as emulator
     except ImportError as error:
         raise HostUnavailable(
             f"Unicorn is not installed ({error.name})", "pip install 'vmlib[emulator]'"
@@ -53,7 +53,7 @@ def _emulator() -> ModuleType:
 
 def _kvm() -> ModuleType:
     try:
-        from vmlib.cpu import kvm
+        from vmlib.cpu.kvm import vm as kvm
     except (ImportError, AttributeError) as error:
         raise HostUnavailable(
             f"this system has no KVM: it is {platform.system()}", "Use engine='unicorn'"

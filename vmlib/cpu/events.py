@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from vmlib.cpu.exits import Shutdown
 from vmlib.cpu.state import CR0_PE, EFER_LMA, Segment, Table
-from vmlib.errors import Unsupported
+from vmlib.errors import BadInput, Unsupported
 from vmlib.memory import GuestRam, TableOutsideRam, translate
 from vmlib.units import PAGE_SIZE
 
@@ -132,6 +132,8 @@ class LinearMemory:
             )
         except TableOutsideRam as error:
             raise OutsideRam(str(error)) from None
+        except BadInput as error:
+            raise Unsupported(f"no processor gets into this state: {error}") from None
         if gpa is None:
             assert fault is not None
             if fault.vector == PF:

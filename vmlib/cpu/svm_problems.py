@@ -49,7 +49,7 @@ class VmrunProblem:
 
     @cached_property
     def _truth(self) -> tuple[str, ...]:
-        from vmlib.cpu.svm import SvmHost  # needs the emulator, which may be missing
+        from vmlib.cpu.unicorn.svm import SvmHost  # needs the emulator, which may be missing
 
         code = {text: data for text, data, _ in _CHOICE} | {"hlt": "f4"}
         names: list[str] = []

@@ -16,7 +16,7 @@ from vmlib.cpu.vmcb import SvmExit, Vmcb
 from vmlib.trace import Provenance, Recorder, Trace
 
 if TYPE_CHECKING:
-    from vmlib.cpu.svm import SvmHost
+    from vmlib.cpu.unicorn.svm import SvmHost
 
 GUEST_USER, GUEST, KERNEL = "guest user", "guest kernel", "host kernel"
 _HOST, _GUEST = "host", "guest"
@@ -78,7 +78,7 @@ class _Scribe:
         self._lane = KERNEL
 
     def watch(self, what: str, left: SvmExit | None) -> None:
-        """Hear of an instruction or a #VMEXIT; see `vmlib.cpu.svm.Watch`."""
+        """Hear of an instruction or a #VMEXIT; see `vmlib.cpu.unicorn.svm.Watch`."""
         host = self._host
         if what == "before":
             self._before = host.now()

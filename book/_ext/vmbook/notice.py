@@ -16,7 +16,7 @@ Bootstrap, MIT, and outlines of Font Awesome Free icons, CC BY 4.0), of Sphinx a
 extensions, and, on pages with a plot, of plotly.js (MIT).
 
 Unicorn is licensed under the GNU General Public License, version 2, whatever its package's
-metadata says. It is imported in one file, vmlib/cpu/unicorn.py; everything else works without it.
+metadata says. It is imported in one file, vmlib/cpu/unicorn/raw.py; all else works without it.
 """
 SAID_ELSEWHERE = {"unicorn": "GPL-2.0"}
 

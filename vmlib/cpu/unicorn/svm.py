@@ -21,13 +21,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
 
-from vmlib.cpu import emulator_state as state
 from vmlib.cpu import events
-from vmlib.cpu import unicorn as raw
-from vmlib.cpu import world_switch as world
 from vmlib.cpu.guests import Guest, load_guest
 from vmlib.cpu.npt import NestedFault, NestedTables
 from vmlib.cpu.state import Registers, SystemRegisters
+from vmlib.cpu.unicorn import raw, state
+from vmlib.cpu.unicorn import world_switch as world
 from vmlib.cpu.vmcb import (
     EFER_SVME,
     EVENT_VALID,

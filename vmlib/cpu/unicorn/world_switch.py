@@ -12,8 +12,6 @@ import struct
 from dataclasses import replace
 from typing import cast
 
-from vmlib.cpu import emulator_state as state
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.events import (
     WITH_ERROR_CODE,
     Event,
@@ -27,6 +25,7 @@ from vmlib.cpu.exits import Shutdown
 from vmlib.cpu.npt import NestedFault, NestedMemory
 from vmlib.cpu.scan import instruction_length
 from vmlib.cpu.state import CR0_PE, Registers
+from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.vmcb import Vmcb
 from vmlib.memory import GuestRam
 

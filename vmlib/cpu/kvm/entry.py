@@ -22,14 +22,15 @@ import signal
 import threading
 import time
 
-from vmlib.cpu import kvm_abi as abi
-from vmlib.cpu import kvm_diagnosis, kvm_exits
 from vmlib.cpu.budget import Budget, Watchdog
 from vmlib.cpu.capabilities import require
 from vmlib.cpu.engine import BaseVcpu
 from vmlib.cpu.exits import BudgetSpent, EngineFailure, Exit, Kicked, MsrRead, MsrWrite
-from vmlib.cpu.kvm_calls import call, failure, run_ioctl, send_signal
-from vmlib.cpu.kvm_file import VcpuFile
+from vmlib.cpu.kvm import abi
+from vmlib.cpu.kvm import diagnosis as kvm_diagnosis
+from vmlib.cpu.kvm import exits as kvm_exits
+from vmlib.cpu.kvm.calls import call, failure, run_ioctl, send_signal
+from vmlib.cpu.kvm.file import VcpuFile
 from vmlib.errors import BadInput
 from vmlib.memory import GuestRam
 

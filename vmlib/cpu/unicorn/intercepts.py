@@ -12,11 +12,12 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.events import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.exits import Cpuid, Cr3Write, Exit, Hypercall, MsrRead, MsrWrite
 from vmlib.cpu.scan import instruction_length, sites
-from vmlib.cpu.traps import Traps
+from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.traps import Traps
+from vmlib.errors import Unsupported
 from vmlib.units import PAGE_SIZE
 
 _LONGEST = 15
@@ -122,7 +123,7 @@ class Intercepts:
         try:
             data: bytes = memory.read(at, here)
             return data + memory.read(at + here, size - here) if here < size else data
-        except (Fault, OutsideRam):
+        except (Fault, OutsideRam, Unsupported):
             return data if "data" in locals() else b""
 
     # --- called by the emulator ---------------------------------------------------------------
@@ -136,7 +137,7 @@ class Intercepts:
             if not self._kinds & {"msr", "cr3"}:
                 return
             code = memory.read(at, size)
-        except (Fault, OutsideRam):
+        except (Fault, OutsideRam, Unsupported):
             return
         wanted = {"rdmsr", "wrmsr"} if "msr" in self._kinds else set()
         wanted |= {"mov_cr3"} if "cr3" in self._kinds else set()

@@ -2,7 +2,7 @@
 
 Most entries have nothing before them, and `run` goes straight to KVM_RUN. An interrupt that
 waits, a breakpoint to step off, a time budget or an MSR to be written make it think first. How a
-guest is entered and left is in `kvm_entry.py`.
+guest is entered and left is in `entry.py`.
 
 Left out: the guest's own single-stepping while the debugger's breakpoints are set.
 """
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 
-from vmlib.cpu import kvm_abi as abi
-from vmlib.cpu import kvm_exits, oddities
 from vmlib.cpu.capabilities import require
 from vmlib.cpu.engine import INTERCEPTS, check_vector
 from vmlib.cpu.exits import (
@@ -27,9 +25,11 @@ from vmlib.cpu.exits import (
     MsrWrite,
     io_out,
 )
-from vmlib.cpu.kvm_calls import failure, run_ioctl
-from vmlib.cpu.kvm_entry import KvmEntry, here
-from vmlib.cpu.kvm_file import MAX_BREAKPOINTS, VcpuFile
+from vmlib.cpu.kvm import abi, oddities
+from vmlib.cpu.kvm import exits as kvm_exits
+from vmlib.cpu.kvm.calls import failure, run_ioctl
+from vmlib.cpu.kvm.entry import KvmEntry, here
+from vmlib.cpu.kvm.file import MAX_BREAKPOINTS, VcpuFile
 from vmlib.cpu.state import EFER_LMA, Registers, SystemRegisters, VcpuState
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 from vmlib.memory import GuestRam

@@ -7,7 +7,6 @@ vCPU's state is added by the caller.
 
 import mmap
 
-from vmlib.cpu import kvm_abi as abi
 from vmlib.cpu.exits import (
     Debug,
     EngineFailure,
@@ -22,6 +21,7 @@ from vmlib.cpu.exits import (
     io_in,
     io_out,
 )
+from vmlib.cpu.kvm import abi
 
 _HALT, _WINDOW = Halt(), InterruptWindow()
 

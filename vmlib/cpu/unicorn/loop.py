@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmlib.cpu import emulator_state as state
 from vmlib.cpu import events
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.budget import Budget, Watchdog
 from vmlib.cpu.engine import BaseVcpu
 from vmlib.cpu.exits import (
@@ -28,14 +26,16 @@ from vmlib.cpu.exits import (
     IoOut,
     Kicked,
     Mmio,
+    answer_size,
 )
 from vmlib.cpu.fast_calls import syscall, sysenter
-from vmlib.cpu.intercepts import Intercepts
-from vmlib.cpu.traps import IO_BREAKPOINT, STEPPED, SYSCALL, SYSENTER, Traps
+from vmlib.cpu.unicorn import raw, state
+from vmlib.cpu.unicorn.intercepts import Intercepts
+from vmlib.cpu.unicorn.traps import IO_BREAKPOINT, STEPPED, SYSCALL, SYSENTER, Traps
 from vmlib.errors import Unsupported
 
 if TYPE_CHECKING:
-    from vmlib.cpu.emulator import UnicornVm
+    from vmlib.cpu.unicorn.vm import UnicornVm
 
 _ROUND = 100_000  # instructions between two looks round when they are counted
 _LONGEST = 15  # bytes of an instruction
@@ -70,6 +70,7 @@ class EmulatorLoop(BaseVcpu):
         self._budget = Budget()
         self._watchdog: Watchdog | None = None
         self._left = 0
+        self._ahead: list[Exit] = []  # came while an instruction was being finished
         self._emu.hflags.value |= IO_BREAKPOINT
 
     @property
@@ -152,6 +153,8 @@ class EmulatorLoop(BaseVcpu):
         self._reported = -1
         if started is not None:
             self._pending = None
+        elif self._ahead:
+            return self._ahead.pop(0)
         elif self._pending is not None and (ended := self._resume(stepping)) is not None:
             return ended
         counting = self._budget.instructions is not None
@@ -261,12 +264,33 @@ class EmulatorLoop(BaseVcpu):
     def _forget(self) -> None:
         self._traps.forget()
         self._pending = self._data = self._vector = None
+        self._ahead.clear()
         self._again = self._asleep = self._waiting = False
 
+    def _abandon(self) -> None:
+        """Finish the pending instruction, but not the exits it has yet to make: other registers
+        are about to replace its results."""
+        self._settle()
+        if self._ahead:
+            self._ahead.clear()
+            self._traps.forget()
+            self._again = False
+
     def _settle(self) -> None:
-        """Finish the pending instruction, so that the registers are those after it."""
-        if self._pending is not None and (ended := self._resume(stepping=True)) is not None:
-            self._pending = ended
+        """Finish the pending instruction, so that the registers are those after it.
+
+        One that reads a device and then writes it makes its second exit now, for the next `run`.
+        As in KVM a store waits for nobody: only a second load leaves the instruction unfinished.
+        """
+        while self._pending is not None and not self._ahead_of_a_load():
+            if (ended := self._resume(stepping=True)) is not None:
+                self._plain = False
+                self._ahead.append(ended)
+                if isinstance(ended, Mmio) and ended.data is not None:
+                    self._pending = ended
+
+    def _ahead_of_a_load(self) -> bool:
+        return bool(self._ahead) and answer_size(self._ahead[-1]) is not None
 
     def _resume(self, stepping: bool) -> Exit | None:
         """Make ready to go on after an exit; return the next one if its instruction makes another.

@@ -6,9 +6,9 @@ state: an exception on its way (its instruction faults again), NMIs, SMM, XCR0, 
 
 import os
 
-from vmlib.cpu import kvm_abi as abi
-from vmlib.cpu import kvm_state
-from vmlib.cpu.kvm_calls import call, read
+from vmlib.cpu.kvm import abi
+from vmlib.cpu.kvm import state as kvm_state
+from vmlib.cpu.kvm.calls import call, read
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.errors import BadInput, Unsupported
 from vmlib.memory import GuestRam

@@ -8,7 +8,6 @@ target/i386/cpu.h: `cpu_x86_load_seg_cache`; helper.c: `cpu_x86_update_cr0`).
 
 import struct
 
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.events import EventCpu, Fault, Memory, OutsideRam
 from vmlib.cpu.state import (
     CR0_PE,
@@ -18,6 +17,7 @@ from vmlib.cpu.state import (
     SystemRegisters,
     Table,
 )
+from vmlib.cpu.unicorn import raw
 from vmlib.errors import Unsupported
 
 _GPRS = struct.Struct("=17Q")

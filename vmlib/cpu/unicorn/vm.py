@@ -9,7 +9,7 @@ analysing code, not for being a machine. Six habits of it are mended:
 * it remembers the last fault for ever, so that a second one looks like a double fault: the
   memory is wiped after each;
 * it starts in 64-bit mode without page tables, which no processor has: its hidden state is set to
-  that of a real one in any mode (`emulator_state.py`);
+  that of a real one in any mode (`state.py`);
 * it delivers no exception, INT or interrupt, and no SYSCALL: `events.py` and `fast_calls.py` do.
 
 vCPUs of one VM take turns, for two emulators do not lock against each other.
@@ -18,8 +18,6 @@ vCPUs of one VM take turns, for two emulators do not lock against each other.
 import os
 from collections.abc import Callable
 
-from vmlib.cpu import unicorn as raw
-from vmlib.cpu.emulator_vcpu import UnicornVcpu
 from vmlib.cpu.engine import (
     BaseVm,
     InterruptController,
@@ -27,8 +25,10 @@ from vmlib.cpu.engine import (
     WriteHandler,
     check_ports,
 )
-from vmlib.cpu.traps import REFUSED
-from vmlib.cpu.turns import Turns
+from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.traps import REFUSED
+from vmlib.cpu.unicorn.turns import Turns
+from vmlib.cpu.unicorn.vcpu import UnicornVcpu
 from vmlib.errors import BadInput
 from vmlib.units import PAGE_SIZE
 

@@ -1,21 +1,20 @@
-"""A vCPU on Unicorn: its state and what a VMM may ask of it. `emulator_loop.py` runs it."""
+"""A vCPU on Unicorn: its state and what a VMM may ask of it. `loop.py` runs it."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vmlib.cpu import emulator_state as state
 from vmlib.cpu import events
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.budget import Budget, Watchdog
 from vmlib.cpu.capabilities import require
-from vmlib.cpu.emulator_loop import EmulatorLoop
 from vmlib.cpu.engine import INTERCEPTS, check_vector
 from vmlib.cpu.exits import MsrRead, MsrWrite
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
-from vmlib.errors import BadInput
+from vmlib.cpu.unicorn import raw, state
+from vmlib.cpu.unicorn.loop import EmulatorLoop
+from vmlib.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
-    from vmlib.cpu.emulator import UnicornVm
+    from vmlib.cpu.unicorn.vm import UnicornVm
 
 
 class UnicornVcpu(EmulatorLoop):
@@ -36,7 +35,7 @@ class UnicornVcpu(EmulatorLoop):
     def set_registers(self, registers: Registers) -> None:
         """Replace all general registers, RIP and RFLAGS."""
         self._check_open()
-        self._settle()
+        self._abandon()
         state.write_registers(self._emu, registers)
 
     def system(self) -> SystemRegisters:
@@ -48,7 +47,7 @@ class UnicornVcpu(EmulatorLoop):
     def set_system(self, system: SystemRegisters) -> None:
         """Replace them."""
         self._check_open()
-        self._settle()
+        self._abandon()
         state.write_system(self._emu, system)
         self._intercepts.forget_code()
 
@@ -103,7 +102,10 @@ class UnicornVcpu(EmulatorLoop):
         self._check_open()
         check_vector(vector)
         if self._controller is not None:
-            raise BadInput("inject", "the interrupt controller decides; use vm.set_irq()")
+            raise Unsupported(
+                "with an interrupt controller inside it decides what the vCPU gets; raise one of "
+                "its lines with set_irq"
+            )
         if self._vector is not None:
             raise BadInput("inject", f"vector {self._vector} is still waiting")
         self._vector = vector

@@ -19,10 +19,10 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vmlib.cpu import unicorn as raw
 from vmlib.cpu.engine import ReadHandler, WriteHandler
 from vmlib.cpu.events import GP, UD
 from vmlib.cpu.exits import EngineFailure, Exit, Mmio, io_in, io_out
+from vmlib.cpu.unicorn import raw
 
 HOLE_END = 1 << 40
 """The emulated CPU has 40 physical address bits; all of them that are not RAM may be devices."""

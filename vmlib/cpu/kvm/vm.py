@@ -2,7 +2,7 @@
 
 A process is a VM and a thread is a vCPU: the VM is a file descriptor, its RAM a piece of this
 process's memory, and `KVM_RUN` a system call (Linux `Documentation/virt/kvm/api.rst`). The vCPU
-is in `kvm_vcpu.py`; here is what belongs to the VM: memory, interrupt lines, doorbells.
+is in `vcpu.py`; here is what belongs to the VM: memory, interrupt lines, doorbells.
 
 Left out: memory slots beyond the one that is all of RAM, MSI, the timer in the kernel.
 
@@ -15,13 +15,13 @@ import mmap
 import os
 from contextlib import ExitStack
 
-from vmlib.cpu import kvm_abi as abi
-from vmlib.cpu import kvm_state
 from vmlib.cpu.capabilities import require
 from vmlib.cpu.engine import BaseVm, InterruptController, ReadHandler, WriteHandler
-from vmlib.cpu.kvm_calls import call
-from vmlib.cpu.kvm_file import VcpuFile
-from vmlib.cpu.kvm_vcpu import KvmVcpu
+from vmlib.cpu.kvm import abi
+from vmlib.cpu.kvm import state as kvm_state
+from vmlib.cpu.kvm.calls import call
+from vmlib.cpu.kvm.file import VcpuFile
+from vmlib.cpu.kvm.vcpu import KvmVcpu
 from vmlib.errors import BadInput, HostUnavailable
 from vmlib.units import format_size, parse_size
 

@@ -1,14 +1,14 @@
 """The state of a vCPU, between vmlib's dataclasses and KVM's structures.
 
 Nothing here talks to the kernel: bytes in, facts out, and the other way round. Layouts are in
-`kvm_abi.py`; what the fields mean stands in the Intel SDM, vol. 3C, *Guest Register State*.
+`abi.py`; what the fields mean stands in the Intel SDM, vol. 3C, *Guest Register State*.
 
 Left out: SMM, nested virtualization, and everything that belongs to an irqchip.
 """
 
 from collections.abc import Iterator
 
-from vmlib.cpu import kvm_abi as abi
+from vmlib.cpu.kvm import abi
 from vmlib.cpu.state import REGISTER_NAMES, Registers, Segment, SystemRegisters, Table
 
 MSRS = (
