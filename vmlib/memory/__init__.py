@@ -1,5 +1,6 @@
 """The memory room: guest RAM, and the walk from a guest's address to it."""
 
+from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.paging import (
     Access,
     AccessRules,
@@ -21,6 +22,7 @@ from vmlib.memory.walk import (
 )
 
 __all__ = [
+    "OUTSIDE_RAM",
     "Access",
     "AccessRules",
     "Fault",
@@ -30,10 +32,13 @@ __all__ = [
     "TableMemory",
     "TableOutsideRam",
     "Walk",
+    "WalkMany",
     "WalkStep",
+    "WordMemory",
     "access_rules",
     "flag_names",
     "paging_mode",
     "translate",
     "walk",
+    "walk_many",
 ]

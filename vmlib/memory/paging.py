@@ -95,8 +95,8 @@ class Level:
     """P and the reserved bits of an entry that points to a table: of these only P may be set."""
     leaf_fixed: int
     """The same of a leaf."""
-    governs: bool
-    """Whether the entry has the bits RW, US and A. A PAE PDPTE has not, and allows all."""
+    grants: int
+    """Rights that the entry gives though it has no bit for them: RW, US and A of a PAE PDPTE."""
     page_size: int
     """Bytes that a leaf of this level maps."""
     offset: int
@@ -217,7 +217,7 @@ def access_rules(
 
 def flag_names(entry: int, level: Level) -> tuple[str, ...]:
     """Return the names of the flags set in an entry read at `level`, lowest first."""
-    bits = {"P": P, "RW": RW, "US": US, "PWT": PWT, "PCD": PCD, "A": A if level.governs else 0}
+    bits = {"P": P, "RW": RW, "US": US, "PWT": PWT, "PCD": PCD, "A": A & ~level.grants}
     if level.number == 1:
         bits |= {"D": D, "PAT": PS, "G": G}
     elif entry & level.leaf:
@@ -240,7 +240,7 @@ def _wide(number: int, reserved: int) -> Level:
         leaf=P if number == 1 else PS if number <= 3 else 0,
         fixed=P | reserved | (PS if number >= 4 else 0),
         leaf_fixed=P | reserved | low,
-        governs=True,
+        grants=0,
         page_size=1 << shift,
         offset=(1 << shift) - 1,
         frame=ADDRESS & -(1 << shift),
@@ -258,7 +258,7 @@ def _pae(reserved: int) -> PagingMode:
         leaf=0,
         fixed=P | reserved | NX | RW | US | A | D | PS | G,
         leaf_fixed=0,
-        governs=False,
+        grants=RW | US | A,
         page_size=1 << 30,
         offset=(1 << 30) - 1,
         frame=0,
@@ -280,7 +280,7 @@ def _two_level(pse: bool, maxphyaddr: int) -> PagingMode:
             leaf=leaf,
             fixed=P,
             leaf_fixed=leaf_fixed,
-            governs=True,
+            grants=0,
             page_size=1 << shift,
             offset=(1 << shift) - 1,
             frame=low & -(1 << shift),

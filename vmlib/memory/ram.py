@@ -48,6 +48,11 @@ class GuestRam:
         """The bytes as a numpy array, writable, not a copy."""
         return np.frombuffer(self._mapping, dtype=np.uint8)
 
+    @property
+    def u64(self) -> npt.NDArray[np.uint64]:
+        """The same bytes as little-endian 64-bit words, from GPA 0; writable, not a copy."""
+        return np.frombuffer(self._mapping, dtype="<u8")
+
     def read(self, gpa: int, length: int) -> bytes:
         """Return a copy of `length` bytes at guest-physical address `gpa`."""
         self._check(gpa, length)
