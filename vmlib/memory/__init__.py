@@ -1,5 +1,11 @@
 """The memory room: guest RAM, and the walk from a guest's address to it."""
 
+from vmlib.memory.four import (
+    FourAddresses,
+    HostAddress,
+    four_addresses,
+    host_address,
+)
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.paging import (
     Access,
@@ -11,6 +17,8 @@ from vmlib.memory.paging import (
     paging_mode,
 )
 from vmlib.memory.ram import GuestRam
+from vmlib.memory.slots import MemorySlots, Slot
+from vmlib.memory.tables import Map, Tables, build_tables
 from vmlib.memory.walk import (
     Fault,
     TableMemory,
@@ -26,17 +34,26 @@ __all__ = [
     "Access",
     "AccessRules",
     "Fault",
+    "FourAddresses",
     "GuestRam",
+    "HostAddress",
     "Level",
+    "Map",
+    "MemorySlots",
     "PagingMode",
+    "Slot",
     "TableMemory",
     "TableOutsideRam",
+    "Tables",
     "Walk",
     "WalkMany",
     "WalkStep",
     "WordMemory",
     "access_rules",
+    "build_tables",
     "flag_names",
+    "four_addresses",
+    "host_address",
     "paging_mode",
     "translate",
     "walk",
