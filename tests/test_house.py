@@ -1,12 +1,17 @@
 """The house stands as planned: layers, types, style, names, and what may be imported where."""
 
 import ast
+import importlib
+import inspect
+import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-PUBLIC_ONLY = ("labs", "book")
+PUBLIC = {"trace", "errors", "units", "machine", "box", "view.lab"}
+"""Modules of vmlib with public names, beside the rooms, which are packages."""
 
 
 def run(root, *command):
@@ -66,6 +71,87 @@ else:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_processor_room_imports_without_its_engines(root):
+    code = """
+import sys, vmlib.cpu
+assert not {"unicorn", "capstone", "keystone"} & sys.modules.keys(), "an engine was imported"
+assert not [name for name in sys.modules if name.startswith("vmlib.cpu.unicorn.")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def code_of(path):
+    """The Python of a chapter or a lab, a piece at a time; lines for IPython are left out."""
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        pieces = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    else:
+        pieces = re.findall(
+            r"^```(?:\{code-cell\}|python\b|py\b)[^\n]*\n(.*?)^```", path.read_text(), re.M | re.S
+        )
+    for piece in pieces:
+        lines = piece.splitlines()
+        yield "\n".join(x for x in lines if not re.match(r"\s*([%!]|:\w|---$|tags:)", x))
+
+
+def not_public(tree, root):
+    """What a tree of Python imports from vmlib that is not a public name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [one.name for one in node.names]
+            yield from (n for n in names if n.startswith("vmlib."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vmlib":
+            name = node.module.removeprefix("vmlib").lstrip(".")
+            room = "." not in name and (root / "vmlib" / name / "__init__.py").is_file()
+            if not (name and (room or name in PUBLIC)):
+                yield node.module
+                continue
+            module = importlib.import_module(node.module)
+            shown = getattr(module, "__all__", None)
+            if shown is None:  # a plain module of names: what it defines without an underscore
+                shown = [n for n, v in vars(module).items() if defined_in(module, n, v)]
+            yield from (f"{node.module}.{o.name}" for o in node.names if o.name not in shown)
+
+
+def defined_in(module, name, value):
+    if name[0] == "_" or inspect.ismodule(value):
+        return False
+    return getattr(value, "__module__", module.__name__) == module.__name__
+
+
+def test_chapters_and_labs_use_public_names_only(root):
+    pages = [*root.glob("book/**/*.md"), *root.glob("labs/**/*.ipynb"), root / "README.md"]
+    used = 0
+    for path in pages:
+        if "_build" in path.parts or ".ipynb_checkpoints" in path.parts:
+            continue
+        for piece in code_of(path):
+            if "vmlib" not in piece:
+                continue
+            tree = ast.parse(piece)
+            used += 1
+            assert not list(not_public(tree, root)), path
+    assert used > 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vmlib.cpu.falls import FALLS",
+        "from vmlib.cpu import open_device",
+        "import vmlib.cpu",
+        "from vmlib import board",
+        "from vmlib.loop_trace import record_loop",
+        "from vmlib.units import re",
+    ],
+)
+def test_other_names_are_noticed(root, line):
+    assert list(not_public(ast.parse(line), root))
 
 
 def test_dev_kvm_is_opened_in_one_file(root):

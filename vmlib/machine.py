@@ -6,6 +6,9 @@ instruction at a time and writes down who acted, which makes the *lanes* trace.
 
 The devices are those of `vmlib.board`, and on request an interrupt controller. Left out: a timer,
 disks, networks, and a second vCPU.
+
+`record_loop`, exported here, is a smaller machine made for one figure: the two loops around a guest
+that tries one thing (a key of `LOOP_TRIES`).
 """
 
 import platform
@@ -44,6 +47,10 @@ from vmlib.cpu.exits import answer_size
 from vmlib.devices import PicPair, pic
 from vmlib.errors import BadInput
 from vmlib.lanes import BETWEEN_INSTRUCTIONS, VMM, Scribe
+from vmlib.loop_problems import LoopProblem, loop_problem
+from vmlib.loop_trace import TRIES as LOOP_TRIES
+from vmlib.loop_trace import opening as loop_opening
+from vmlib.loop_trace import record_loop
 from vmlib.trace import Provenance, Trace
 
 LOAD_ADDRESS = 0x1000
@@ -53,7 +60,18 @@ SHOWN_REGISTERS = ("AX", "DX", "SP", "IP")
 HALTED, FAILED, CRASHED, SPENT = 0, 69, 124, 125
 """Exit statuses of a run that the guest did not choose."""
 
-__all__ = ["COM1", "Board", "Machine", "Outcome", "host_name"]
+__all__ = [
+    "COM1",
+    "LOOP_TRIES",
+    "Board",
+    "LoopProblem",
+    "Machine",
+    "Outcome",
+    "host_name",
+    "loop_opening",
+    "loop_problem",
+    "record_loop",
+]
 
 _IF = 1 << 9
 _NO_SUCH_CALL = (-1000 & (1 << 64) - 1).to_bytes(8, "little")  # -KVM_ENOSYS, linux/kvm_para.h

@@ -1,13 +1,18 @@
 """The CPU room: vCPUs on an emulator or on real KVM, and the exits they make.
 
 `open_vm("unicorn")` needs no privilege; `open_vm("kvm")` needs a `/dev/kvm` that opens. Both give
-the same exits for the same guest.
+the same exits for the same guest. `open_svm()` shows the other side: a host that executes VMRUN,
+on an emulated AMD-V.
+
+Guests that are made to be watched come with what records them: `fall_guest` (ring 3 falls into ring
+0), `loop_guest` (what leaves a guest, and how far), `record_fall`, `record_delivery`,
+`record_vmrun`; problems come by seed.
 """
 
 from vmlib.cpu.budget import Budget
 from vmlib.cpu.capabilities import CAPABILITIES, Capability
 from vmlib.cpu.engine import EngineStatus, InterruptController, Vcpu, Vm
-from vmlib.cpu.engines import ENGINES, open_vm, probe
+from vmlib.cpu.engines import ENGINES, open_svm, open_vm, probe
 from vmlib.cpu.exits import (
     BudgetSpent,
     Cpuid,
@@ -26,13 +31,27 @@ from vmlib.cpu.exits import (
     MsrWrite,
     Shutdown,
 )
+from vmlib.cpu.fall_trace import record_fall
+from vmlib.cpu.falls import FALLS, Fall, fall_guest, kernel_address, start_fall, user_address
+from vmlib.cpu.falls import RAM as FALL_RAM
+from vmlib.cpu.gate_problems import GateProblem, gate_problem
+from vmlib.cpu.gate_trace import record_delivery
 from vmlib.cpu.guests import Guest, Line, add_guest, load_guest
+from vmlib.cpu.loop import Loop, loop_guest
+from vmlib.cpu.npt import NestedTables
 from vmlib.cpu.problems import AddProblem, add_problem
 from vmlib.cpu.state import Registers, Segment, SystemRegisters, Table, VcpuState
+from vmlib.cpu.svm_problems import VmrunProblem, vmrun_problem
+from vmlib.cpu.svm_trace import record_vmrun
+from vmlib.cpu.vmcb import FIELDS as VMCB_FIELDS
+from vmlib.cpu.vmcb import SvmExit, Vmcb, why_invalid
 
 __all__ = [
     "CAPABILITIES",
     "ENGINES",
+    "FALLS",
+    "FALL_RAM",
+    "VMCB_FIELDS",
     "AddProblem",
     "Budget",
     "BudgetSpent",
@@ -43,6 +62,8 @@ __all__ = [
     "EngineFailure",
     "EngineStatus",
     "Exit",
+    "Fall",
+    "GateProblem",
     "Guest",
     "Halt",
     "Hypercall",
@@ -52,20 +73,37 @@ __all__ = [
     "IoOut",
     "Kicked",
     "Line",
+    "Loop",
     "Mmio",
     "MsrRead",
     "MsrWrite",
+    "NestedTables",
     "Registers",
     "Segment",
     "Shutdown",
+    "SvmExit",
     "SystemRegisters",
     "Table",
     "Vcpu",
     "VcpuState",
     "Vm",
+    "Vmcb",
+    "VmrunProblem",
     "add_guest",
     "add_problem",
+    "fall_guest",
+    "gate_problem",
+    "kernel_address",
     "load_guest",
+    "loop_guest",
+    "open_svm",
     "open_vm",
     "probe",
+    "record_delivery",
+    "record_fall",
+    "record_vmrun",
+    "start_fall",
+    "user_address",
+    "vmrun_problem",
+    "why_invalid",
 ]

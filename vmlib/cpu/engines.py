@@ -4,13 +4,18 @@ Engines are imported when they are opened, so that the book works without Unicor
 that have no `/dev/kvm` at all.
 """
 
+import importlib
 import os
 import platform
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vmlib.cpu.engine import EngineStatus, Vm
 from vmlib.errors import BadInput, HostUnavailable
+
+if TYPE_CHECKING:
+    from vmlib.cpu.unicorn.svm import SvmHost
 
 ENGINES = ("unicorn", "kvm")
 
@@ -22,7 +27,7 @@ def open_vm(engine: str = "unicorn", ram: int | str = "64K", *, parallel: bool =
     instructions atomic between them; KVM's always do, and need none.
     """
     if engine == "unicorn":
-        vm: Vm = _emulator().UnicornVm(ram, parallel)
+        vm: Vm = _emulator("vm").UnicornVm(ram, parallel)
     elif engine == "kvm":
         vm = _kvm().KvmVm(ram)
     else:
@@ -30,25 +35,33 @@ def open_vm(engine: str = "unicorn", ram: int | str = "64K", *, parallel: bool =
     return vm
 
 
+def open_svm(ram: int | str = "4M") -> "SvmHost":
+    """Create a host with an emulated AMD-V and `ram` bytes (or ``"4M"``) of physical memory.
+
+    It needs the emulator (`HostUnavailable` without it); see `vmlib.cpu.unicorn.svm`.
+    """
+    host: SvmHost = _emulator("svm").SvmHost(ram)
+    return host
+
+
 def probe(engine: str) -> EngineStatus:
     """Say whether an engine can be opened on this host, and if not, why and what helps."""
     try:
         if engine == "unicorn":
-            return EngineStatus(engine, True, f"Unicorn {_emulator().VERSION}")
+            return EngineStatus(engine, True, f"Unicorn {_emulator('vm').VERSION}")
         os.close(_kvm().open_device())
         return EngineStatus(engine, True, f"Linux {platform.release()} ({_kvm_module()})")
     except HostUnavailable as error:
         return EngineStatus(engine, False, "", error.reason, error.fix)
 
 
-def _emulator() -> ModuleType:
+def _emulator(module: str) -> ModuleType:
     try:
-        from vmlib.cpu.unicorn import vm as emulator
+        return importlib.import_module(f"vmlib.cpu.unicorn.{module}")
     except ImportError as error:
         raise HostUnavailable(
             f"Unicorn is not installed ({error.name})", "pip install 'vmlib[emulator]'"
         ) from error
-    return emulator
 
 
 def _kvm() -> ModuleType:

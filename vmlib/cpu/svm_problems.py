@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+from vmlib.cpu.engines import open_svm
 from vmlib.cpu.state import SystemRegisters
 from vmlib.errors import BadInput
 from vmlib.units import PAGE_SIZE
@@ -49,11 +50,9 @@ class VmrunProblem:
 
     @cached_property
     def _truth(self) -> tuple[str, ...]:
-        from vmlib.cpu.unicorn.svm import SvmHost  # needs the emulator, which may be missing
-
         code = {text: data for text, data, _ in _CHOICE} | {"hlt": "f4"}
         names: list[str] = []
-        with SvmHost("1M") as host:
+        with open_svm("1M") as host:
             vmcb = host.vmcb()
             tables = host.nested_paging(vmcb)
             ram = host.allocate(_MAPPED // PAGE_SIZE)
