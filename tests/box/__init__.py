@@ -1,19 +1,34 @@
-"""KVM in a box: a Linux with a true `/dev/kvm`, on a host that has none.
+"""The box of the tests: `vmlib.box`, with the modules of the tests in it.
 
-QEMU's emulator emulates AMD's SVM with nested paging well enough for the kernel's own, unmodified
-kvm-amd. A Debian kernel boots in it, sees this host's files read-only, and runs the same Python
-and the same library on jobs. The kernel's trace events say what happened below: every VM exit,
-also those of which user space never hears.
-
-    with Box() as box:
-        done = box.run([Job("aam", "box_jobs:run_flat", ["b8 64 00 d4 0a f4"])])
-    done["aam"].value, done["aam"].count("kvm_exit", "hlt")
-
-It is for truth and not for speed: a boot costs some seconds, an exit to user space about 0.2 ms.
-Left out: Intel's VMX, which QEMU's emulator does not have.
+Tests are marked `needs("box")` and take the fixture `box`. Unlike a reader's, their box fetches its
+kernel by itself when there is none.
 """
 
-from box.image import Image, fetch, why_not
-from box.run import Box, BoxError, Job, Result, run_box
+import functools
+import shutil
+from pathlib import Path
 
-__all__ = ["Box", "BoxError", "Image", "Job", "Result", "fetch", "run_box", "why_not"]
+from vmlib.box import Box, BoxError, Image, Job, Result, fetch
+from vmlib.box.image import QEMU
+from vmlib.errors import HostUnavailable
+
+__all__ = ["Box", "BoxError", "Image", "Job", "Result", "fetch", "import_path", "why_not"]
+
+
+@functools.cache
+def why_not() -> str:
+    """Return why there can be no box here, or an empty string. The first call may fetch."""
+    if not shutil.which(QEMU):
+        return f"{QEMU} is not installed"
+    try:
+        fetch()
+    except HostUnavailable as error:
+        return error.reason
+    return ""
+
+
+def import_path() -> list[Path]:
+    """Return where a job's imports are found: as in the tests, but for what is installed."""
+    tests = Path(__file__).resolve().parents[1]
+    rooms = [p for p in sorted(tests.iterdir()) if p.is_dir() and not (p / "__init__.py").exists()]
+    return [tests, *rooms, tests.parent / "book/_ext"]

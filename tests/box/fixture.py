@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from box.run import Box
+from box import Box, import_path
 
 
 @pytest.fixture(scope="session")
 def box() -> Iterator[Box]:
     """The box of this session; it boots for its first job and is gone after the last test."""
-    with Box() as started:
+    with Box(import_path()) as started:
         yield started

@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import box_jobs
 import pytest
 from box import Box, BoxError, Image, Job, fetch
-from box.image import newc
-from box.inside import count_events
 from engine_files import KVM_FILES
 from test_add_guest import CASES, EMULATOR
 
+from vmlib.box import ready
+from vmlib.box.image import newc
+from vmlib.box.inside import count_events
 from vmlib.errors import HostUnavailable
 
 PAIRS = [list(pair) for pair in CASES]
@@ -77,6 +79,21 @@ def test_without_apt_it_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostUnavailable, match="apt-get is not there"):
         fetch()
+
+
+def test_a_box_fetches_nothing_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "qemu-system-x86_64").write_text("")
+    (tmp_path / "qemu-system-x86_64").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostUnavailable, match="no kernel for the box") as caught:
+        Box()
+    assert "fetch()" in caught.value.fix
+    (tmp_path / "vmlib-box/6.1.0-9-amd64").mkdir(parents=True)
+    assert ready().version == "6.1.0-9-amd64"
+    (tmp_path / "qemu-system-x86_64").unlink()
+    with pytest.raises(HostUnavailable, match="is not installed"):
+        Box()
 
 
 def test_the_newest_kernel_in_the_cache_is_taken_and_a_half_made_one_never(monkeypatch, tmp_path):
@@ -170,6 +187,18 @@ Box().run([Job("any", "box_jobs:where")])
             return
         time.sleep(0.1)
     pytest.fail("QEMU still runs")
+
+
+@pytest.mark.needs("box")
+def test_the_job_that_runs_bytes(box):
+    """mov [0x4000], al; cpuid; mov al, 'A'; out 0x80, al; hlt; out 0xf4, al: as the lab has it."""
+    job = Job("bytes", "vmlib.box.jobs:run_flat", ["a2 00 40 0f a2 b0 41 e6 80 f4 e6 f4"])
+    for npt, touched in ((NPT, "npf"), (SHADOW, "PF excp")):
+        done = box.run([replace(job, npt=npt)])["bytes"]
+        assert done.error is None
+        assert done.value["exits"] == ["IO OUT 0x80 ← 0x41 'A'", "HLT", "IO OUT 0xf4 ← 0x41 'A'"]
+        reasons = {"cpuid": 1, "io": 2, "hlt": 1, touched: 2}
+        assert {kind: done.count("kvm_exit", kind) for kind in reasons} == reasons
 
 
 @pytest.mark.needs("box")

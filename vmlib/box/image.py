@@ -1,15 +1,14 @@
 """What the box boots: a Debian kernel, the modules it needs, busybox, and an initramfs of them.
 
-The two packages are fetched by apt from the sources this host already trusts, opened without being
-installed, and kept in the user's cache under the kernel's version. A version that is there is used
-again; remove the folder to get a newer one. No root is needed: where apt's lists are missing or
-outlived, a second try keeps lists of its own.
+`fetch()` gets the two packages by apt from the sources this host already trusts; nothing else here
+fetches. They are opened without being installed, and kept in the user's cache under the kernel's
+version. A version that is there is used again; remove the folder to get a newer one. No root is
+needed: where apt's lists are missing or outlived, a second try keeps lists of its own.
 
 The initramfs is a `newc` archive (Linux `Documentation/driver-api/early-userspace/
 buffer-format.rst`).
 """
 
-import functools
 import lzma
 import os
 import re
@@ -80,29 +79,35 @@ def _padded(data: bytes, before: int) -> bytes:
     return data + bytes(-(before + len(data)) % 4)
 
 
-@functools.cache
-def why_not() -> str:
-    """Return why there can be no box here, or an empty string. The first call may fetch."""
-    if not shutil.which(QEMU):
-        return f"{QEMU} is not installed"
-    try:
-        fetch()
-    except HostUnavailable as error:
-        return error.reason
-    return ""
-
-
 def cache() -> Path:
     """Return the folder that keeps kernels, one folder a version."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "vmlib-box"
 
 
+def kept() -> Image | None:
+    """Return the newest kernel in the cache, if there is one."""
+    there = [path for path in cache().glob("[0-9]*") if path.is_dir()]
+    if not there:
+        return None
+    return Image(max(there, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]))
+
+
+def ready() -> Image:
+    """Return what a box can boot at once; `HostUnavailable` if QEMU or the kernel is missing."""
+    if not shutil.which(QEMU):
+        raise HostUnavailable(f"{QEMU} is not installed", "apt install qemu-system-x86")
+    image = kept()
+    if image is None:
+        how = "vmlib.box.fetch() downloads two packages of Debian's, and installs none"
+        raise HostUnavailable(f"there is no kernel for the box in {cache()}", how)
+    return image
+
+
 def fetch() -> Image:
-    """Return the newest kernel in the cache; when there is none, get Debian's present one."""
-    kept = [path for path in cache().glob("[0-9]*") if path.is_dir()]
-    if kept:
-        return Image(max(kept, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]))
+    """Return the newest kernel in the cache; when there is none, download Debian's present one."""
+    if image := kept():
+        return image
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if not shutil.which(tool):
             raise HostUnavailable(f"{tool} is not there to get the box's kernel", _FIX)

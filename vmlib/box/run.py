@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from box.image import QEMU, fetch
+from vmlib.box.image import QEMU, ready
 
 ROOT = Path(__file__).resolve().parents[2]
+"""The folder in which vmlib lies."""
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
-_LIBC = ctypes.CDLL(None)
 BOOT_SECONDS = 300  # two in peace; a host may be busy
 SPARE_SECONDS = 60  # on top of a job's own limit: reloading the module, reading the trace
 
@@ -58,9 +58,9 @@ class BoxError(Exception):
 class Job:
     """A function to call inside the box.
 
-    `call` is ``"module:function"``; what imports in a test imports there. `args` is a list or a
-    dict of JSON values, and the function returns one. `npt` is 1 for nested paging, 0 for shadow
-    paging. `seconds` is all the time it gets.
+    `call` is ``"module:function"``: of vmlib, of what is installed, or of the box's `path`. `args`
+    is a list or a dict of JSON values, and the function returns one. `npt` is 1 for nested paging,
+    0 for shadow paging. `seconds` is all the time it gets.
 
     `trace` False leaves the kernel's events out, for a job that makes millions. `lines` brings the
     trace's lines back too. `trace_kb` is the room for events, at 50 to 150 bytes an event; when it
@@ -99,12 +99,16 @@ class Result:
 
 
 class Box:
-    """A box that boots when the first job comes; a context manager, after which it is gone."""
+    """A box that boots when the first job comes; a context manager, after which it is gone.
 
-    def __init__(self) -> None:
-        self._image = fetch()
-        self._folder: tempfile.TemporaryDirectory | None = None
-        self._qemu: subprocess.Popen | None = None
+    `path`: folders with modules for its jobs. `HostUnavailable` if there is no QEMU or no kernel.
+    """
+
+    def __init__(self, path: Sequence[str | Path] = ()) -> None:
+        self._image = ready()
+        self._path = [str(one) for one in (ROOT, *path)]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._qemu: subprocess.Popen[bytes] | None = None
         self._number = 0
         self._heard = b""
 
@@ -126,8 +130,9 @@ class Box:
         if self._qemu is not None:
             self._qemu.kill()
             self._qemu.wait()
-            self._qemu.stdin.close()
-            self._qemu.stdout.close()
+            for stream in (self._qemu.stdin, self._qemu.stdout):
+                if stream is not None:
+                    stream.close()
             self._qemu = None
         if self._folder is not None:
             self._folder.cleanup()
@@ -142,6 +147,9 @@ class Box:
     def _do(self, job: Job) -> Result:
         if self._qemu is None:
             self._boot()
+        assert self._qemu is not None
+        assert self._folder is not None
+        assert self._qemu.stdin is not None
         self._number += 1
         folder = Path(self._folder.name) / "share"
         (folder / f"{self._number}.job.json").write_text(json.dumps(asdict(job)))
@@ -174,6 +182,7 @@ class Box:
             options = f"path={path},mount_tag={tag},security_model=none,multidevs=remap{more}"
             command += ["-virtfs", f"local,{options}"]
         self._heard = b""
+        libc = ctypes.CDLL(None)  # loaded here: in the new process it is too late for that
         with (folder / "qemu").open("wb") as complaints:
             self._qemu = subprocess.Popen(
                 command,
@@ -181,7 +190,8 @@ class Box:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                preexec_fn=_die_with_parent,
+                # The kernel kills the box when this process is killed and cannot do it itself.
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
             )
         try:
             self._wait_for("ready", BOOT_SECONDS, "the boot")
@@ -190,15 +200,16 @@ class Box:
             raise
 
     def _init(self) -> str:
-        inside = Path(__file__).with_name("inside.py")
-        serve = shlex.join([sys.executable, str(inside)])
+        serve = shlex.join([sys.executable, "-m", "vmlib.box.inside"])
         return INIT.format(
             modules=" ".join(name for name in self._image.modules if name != "kvm-amd"),
-            path=shlex.quote(os.pathsep.join(import_path())),
+            path=shlex.quote(os.pathsep.join(self._path)),
             command=shlex.quote(f"cd {shlex.quote(str(ROOT))} && exec {serve}"),
         )
 
     def _wait_for(self, word: str, seconds: float, what: str) -> None:
+        assert self._qemu is not None
+        assert self._qemu.stdout is not None
         end = time.monotonic() + seconds
         line = self._qemu.stdout.fileno()
         while b"\n" not in self._heard:
@@ -213,6 +224,7 @@ class Box:
             raise BoxError(f"{what}: expected {word!r}, heard {said!r}. {self._last_words()}")
 
     def _last_words(self) -> str:
+        assert self._folder is not None
         said = ""
         for name in ("qemu", "console"):
             path = Path(self._folder.name) / name
@@ -221,21 +233,3 @@ class Box:
             lines = lines if len(lines) < 25 else [*lines[:16], "…", *lines[-8:]]
             said += f"\nIts {name}: " + ("\n".join(lines) or "nothing")
         return said
-
-
-def _die_with_parent() -> None:
-    """Let the kernel kill the box when this process is killed and cannot do it itself."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def import_path() -> list[str]:
-    """Return where a job's imports are found: as in the tests, but for what is installed."""
-    tests = ROOT / "tests"
-    rooms = [p for p in sorted(tests.iterdir()) if p.is_dir() and not (p / "__init__.py").exists()]
-    return [str(path) for path in (ROOT, tests, *rooms, ROOT / "book/_ext")]
-
-
-def run_box(jobs: Sequence[Job]) -> dict[str, Result]:
-    """Boot a box for these jobs alone."""
-    with Box() as box:
-        return box.run(jobs)
