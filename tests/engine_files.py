@@ -4,7 +4,7 @@ _SHARED = ["vmlib/cpu/state.py", "vmlib/cpu/engine.py", "vmlib/cpu/exits.py"]
 EMULATOR_FILES = [
     *(
         f"vmlib/cpu/unicorn/{name}.py"
-        for name in ("raw", "traps", "intercepts", "state", "loop", "vcpu", "vm")
+        for name in ("raw", "blocks", "traps", "intercepts", "state", "loop", "vcpu", "vm")
     ),
     "vmlib/cpu/events.py",
     "vmlib/cpu/fast_calls.py",

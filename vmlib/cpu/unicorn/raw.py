@@ -23,6 +23,7 @@ import unicorn as uc
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
+from vmlib.cpu.unicorn.blocks import shorten_blocks
 from vmlib.errors import Unsupported
 
 VERSION = uc.__version__
@@ -269,6 +270,7 @@ def _proven() -> None:
     """
     if VERSION != MADE_FOR:
         raise Unsupported(f"Unicorn {VERSION} is not the version this was made for, {MADE_FOR}")
+    shorten_blocks(uclib)
     handle = _open(x86.UC_CPU_X86_EPYC_ROME)
     try:
         values = [0x1122334455667700 + i for i in range(16)]
