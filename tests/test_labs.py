@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vmlib.box import Job
 from vmlib.cpu import add_problem
 from vmlib.errors import BadInput
 from vmlib.machine import Machine
@@ -63,6 +64,15 @@ def test_cpu_letters(seed):
     with Machine() as machine:
         printed = machine.load(code).run().output
     assert printed == bytes(range(first, last + 1)) + b"\n"
+
+
+@pytest.mark.needs("box")
+def test_cpu_four_finished_in_the_kernel_and_two_returns(box):
+    """The box lab, section 5: four times CPUID, and a port."""
+    guest = "0f a2 " * 4 + "e6 80 e6 f4"
+    done = box.run([Job("guest", "vmlib.box.jobs:run_flat", [guest])])["guest"]
+    assert done.count("kvm_exit", "cpuid") == 4
+    assert done.count("kvm_userspace_exit", "KVM_EXIT_IO") == 2
 
 
 @pytest.mark.needs("unicorn")
