@@ -1,0 +1,175 @@
+"""Several vCPUs on the emulator, code that changes under them, and an orderly end.
+
+Code is hexadecimal with its assembler beside it. `guest` boots it, see `kvm_guests.boot`: 16-bit
+code at 0x1000, else with a GDT, a TSS and gates at 0x10000.
+"""
+
+import os
+import resource
+import threading
+
+import pytest
+from emulator_guests import DEVICE, in_thread, ports, take, wait_for
+from kvm_guests import boot
+
+from vmlib.cpu import Budget, Halt, IoOut, Mmio, Registers, SystemRegisters, open_vm
+from vmlib.devices import PicPair
+from vmlib.errors import BadInput
+
+pytestmark = pytest.mark.needs("unicorn")
+
+
+@pytest.fixture
+def vm():
+    with open_vm("unicorn", "1M") as vm:
+        yield vm
+
+
+@pytest.fixture
+def guest(vm):
+    return lambda code, **options: boot(vm, code, **options)
+
+
+# --- several vCPUs, and code that changes ---------------------------------------------------------
+
+COUNT = 200_000
+
+
+def count_with_two(parallel):
+    """out 0x10, al; mov ecx, COUNT; l: lock inc dword [0x40000]; dec ecx; jnz l; hlt.
+
+    On two vCPUs, of which one has run before there was another.
+    """
+    with open_vm("unicorn", "1M", parallel=parallel) as vm:
+        vcpus = []
+        for _ in range(2):
+            vcpus.append(boot(vm, "e6 10 b9 40 0d 03 00 f0 ff 05 00 00 04 00 49 75 f6 f4", bits=32))
+            vcpus[-1].set_budget(Budget())
+            assert ports([vcpus[-1].run()]) == [0x10]
+        ends = [in_thread(vcpu.run) for vcpu in vcpus]
+        assert [end(vcpu.kick) for end, vcpu in zip(ends, vcpus, strict=True)] == [Halt(), Halt()]
+        assert [vcpu.registers().rcx for vcpu in vcpus] == [0, 0]
+        return int.from_bytes(vm.ram.read(0x40000, 4), "little")
+
+
+def test_locked_instructions_of_two_vcpus_are_exact():
+    assert count_with_two(parallel=False) == 2 * COUNT
+
+
+def test_vcpus_may_run_at_the_same_moment():
+    """Then updates are lost, now and then more than one by a late store of the other vCPU."""
+    assert 0 < count_with_two(parallel=True) <= 2 * COUNT
+
+
+def test_code_written_while_it_runs_is_seen(vm, guest):
+    """l: inc word [0x2000]; jmp l, which becomes a HLT."""
+    vcpu = guest("ff 06 00 20 eb fa")
+    vcpu.set_budget(Budget())
+    end = in_thread(vcpu.run)
+    wait_for(lambda: vm.ram.read(0x2000, 2) != b"\0\0")
+    vm.ram.write(0x1000, b"\xf4")
+    assert end(vcpu.kick) == Halt()
+
+
+# --- an orderly end -------------------------------------------------------------------------------
+
+
+def in_use():
+    """Open descriptors, threads, and resident pages of this process."""
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), pages
+
+
+def test_a_thousand_vms_leave_nothing_behind():
+    """mov [DEVICE], al; out 0x10, al; hlt."""
+
+    def one():
+        with open_vm("unicorn", "1M") as vm:
+            bell = vm.doorbell(0x50, 1)
+            vcpu = boot(vm, "a2 00 00 20 00 e6 50 e6 10 f4", bits=32)
+            assert [type(one) for one in take(vcpu, 3)] == [Mmio, IoOut, Halt]
+            assert bell.take() == 1
+
+    for _ in range(100):
+        one()
+    fds, threads, pages = in_use()
+    for _ in range(900):
+        one()
+    more_fds, more_threads, more_pages = in_use()
+    assert more_fds == fds
+    assert more_threads == threads
+    assert (more_pages - pages) * resource.getpagesize() < 8 << 20
+
+
+def test_closed_is_closed():
+    vm = open_vm("unicorn", "64K")
+    vcpu = vm.vcpu()
+    state = vcpu.save()
+    vm.close()
+    vm.close()
+    calls = [
+        vcpu.run,
+        vcpu.step,
+        vcpu.registers,
+        vcpu.system,
+        vcpu.save,
+        vcpu.refuse,
+        lambda: vcpu.restore(state),
+        lambda: vcpu.complete(b""),
+        lambda: vcpu.inject(32),
+        lambda: vcpu.breakpoints([]),
+        lambda: vcpu.intercept("msr"),
+        lambda: vcpu.set_budget(Budget()),
+        lambda: vcpu.set_registers(Registers()),
+        lambda: vcpu.set_system(SystemRegisters()),
+        lambda: vcpu.start_real_mode(0),
+        vm.vcpu,
+        vm.create_irqchip,
+        lambda: vm.set_irq(1, True),
+        lambda: vm.doorbell(0x10, 1),
+        lambda: vm.handle_ports(0x10, 1, int, int),
+        lambda: vm.handle_memory(0x10000, 0x1000, int, int),
+        lambda: vm.ram.read(0, 1),
+    ]
+    for call in calls:
+        with pytest.raises(BadInput, match="closed"):
+            call()
+    vcpu.kick()  # from another thread one may always come late
+
+
+@pytest.mark.parametrize(
+    ("gpa", "size", "says"),
+    [
+        (DEVICE + 1, 0x1000, "whole pages of 4096 bytes"),
+        (DEVICE, 0x800, "whole pages of 4096 bytes"),
+        (DEVICE, 0, "whole pages of 4096 bytes"),
+        (0xFF000, 0x2000, "0xff000 lies in RAM, which ends at 0x100000"),
+        (DEVICE + 0x1000, 0x1000, r"0x201000\+0x1000 overlaps the region at 0x200000\+0x2000"),
+    ],
+)
+def test_a_region_that_cannot_be_says_why(vm, gpa, size, says):
+    vm.handle_memory(DEVICE, 0x2000, lambda *_: 0, lambda *_: None)
+    with pytest.raises(BadInput, match=says):
+        vm.handle_memory(gpa, size, lambda *_: 0, lambda *_: None)
+
+
+def test_ports_and_doorbells_that_cannot_be_say_why(vm):
+    vm.doorbell(0x50, 1)
+    vm.handle_ports(0x60, 2, lambda *_: 0, lambda *_: None)
+    for call, says in (
+        (lambda: vm.doorbell(0x50, 2), "0x50 has a handler or a doorbell already"),
+        (lambda: vm.doorbell(0x61, 1), "0x61 has a handler or a doorbell already"),
+        (lambda: vm.handle_ports(0x4F, 2, int, int), "0x50 has a handler or a doorbell already"),
+        (lambda: vm.handle_ports(0xFFFF, 2, int, int), r"0xffff\+2 is not within"),
+        (lambda: vm.doorbell(0x70, 3), "1, 2 or 4 bytes"),
+        (lambda: vm.doorbell(0x70, 8), "1, 2 or 4 bytes"),
+        (lambda: vm.doorbell(0x1000, 4, mmio=True), "lies in RAM"),
+        (vm.create_irqchip, "give it a model of one"),
+        (lambda: vm.set_irq(1, True), "call create_irqchip"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            call()
+    vm.vcpu()
+    with pytest.raises(BadInput, match="before the first vCPU"):
+        vm.create_irqchip(PicPair())
