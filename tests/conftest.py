@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def _why_missing(tool: str) -> str:
         return "" if status.usable else status.reason
     if tool == "box":
         return why_no_box()
+    if tool == "keystone":
+        return "" if find_spec(tool) else "keystone-engine is not installed"
     return "" if shutil.which(tool) else f"{tool} is not installed"
 
 

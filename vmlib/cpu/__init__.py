@@ -9,6 +9,7 @@ Guests that are made to be watched come with what records them: `fall_guest` (ri
 `record_vmrun`; problems come by seed.
 """
 
+from vmlib.cpu.assemble import assemble
 from vmlib.cpu.budget import Budget
 from vmlib.cpu.capabilities import CAPABILITIES, Capability
 from vmlib.cpu.engine import EngineStatus, InterruptController, Vcpu, Vm
@@ -91,6 +92,7 @@ __all__ = [
     "VmrunProblem",
     "add_guest",
     "add_problem",
+    "assemble",
     "fall_guest",
     "gate_problem",
     "kernel_address",
