@@ -12,10 +12,8 @@ Left out: exits that follow the clock (the host's own interrupts) and the first 
 of RAM.
 """
 
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from vmlib.cpu import (
     Budget,
@@ -30,9 +28,9 @@ from vmlib.cpu import (
     Mmio,
     MsrRead,
     open_vm,
-    probe,
 )
 from vmlib.cpu.exits import show_bytes
+from vmlib.cpu.lanes_state import lanes_state, provenance
 from vmlib.cpu.loop import (
     DOORBELL,
     ENDING,
@@ -47,7 +45,7 @@ from vmlib.cpu.loop import (
     loop_guest,
 )
 from vmlib.devices import PicPair, pic
-from vmlib.trace import Provenance, Recorder, Trace
+from vmlib.trace import Recorder, Trace
 
 __all__ = ["TRIES", "opening", "record_loop"]
 
@@ -135,13 +133,7 @@ class _Recording:
         self._enter()
         while len(self.recorder) < _LIMIT and self._step():
             pass
-        provenance = Provenance(
-            engine="unicorn",
-            versions={"engine": probe("unicorn").version, "Python": platform.python_version()},
-            host=f"{platform.system()} {platform.release()} {platform.machine()}",
-            guest_sha256=self._guest.sha256,
-        )
-        return self.recorder.finish(provenance)
+        return self.recorder.finish(provenance("unicorn", self._guest))
 
     def _run_firmware(self) -> None:
         vcpu = self._vcpu
@@ -298,14 +290,8 @@ class _Recording:
         crossing: tuple[str, str] | None = None,
         left: Exit | None = None,
     ) -> None:
-        state: dict[str, Any] = {
-            "crossing": list(crossing) if crossing else None,
-            "registers": self._shown,
-            "code": self._code,
-            "line": self._line,
-            "exit": {"reason": left.reason, "detail": left.detail} if left else None,
-            "output": self._output,
-        }
+        why = (left.reason, left.detail) if left else None
+        state = lanes_state(crossing, self._shown, self._code, self._line, why, self._output)
         self.recorder.step(where, event, text, state)
 
 

@@ -5,16 +5,14 @@ ring 3 to the first exit, and notes in which ring each was executed. An instruct
 makes two steps: the attempt, and the fall. What happens within the fall is in `gate_trace.py`.
 """
 
-import platform
-from typing import Any
-
 from vmlib.cpu.engine import Vcpu
-from vmlib.cpu.engines import open_vm, probe
+from vmlib.cpu.engines import open_vm
 from vmlib.cpu.events import WITH_ERROR_CODE
 from vmlib.cpu.exits import Exit, IoOut, show_bytes
 from vmlib.cpu.falls import FALLS, RAM, USER_BASE, Fall, fall_guest, start_fall
 from vmlib.cpu.guests import Guest
-from vmlib.trace import Provenance, Recorder, Trace
+from vmlib.cpu.lanes_state import lanes_state, provenance
+from vmlib.trace import Recorder, Trace
 
 USER, GUEST, KERNEL, VMM = "guest user", "guest kernel", "host kernel", "host user"
 _LIMIT = 100
@@ -47,16 +45,6 @@ def record_fall(
                 break
             scribe.instruction(rip, ring, fall)
         return scribe.recorder.finish(provenance(engine, guest))
-
-
-def provenance(engine: str, guest: Guest) -> Provenance:
-    """Where a trace recorded here and now comes from."""
-    return Provenance(
-        engine=engine,
-        versions={"engine": probe(engine).version, "Python": platform.python_version()},
-        host=f"{platform.system()} {platform.release()} {platform.machine()}",
-        guest_sha256=guest.sha256,
-    )
 
 
 def _title(name: str, fall: Fall) -> str:
@@ -148,14 +136,8 @@ class _Scribe:
         left: Exit | None = None,
     ) -> None:
         """Add one step with the whole state."""
-        state: dict[str, Any] = {
-            "crossing": list(crossing) if crossing else None,
-            "registers": self._shown,
-            "code": self._code,
-            "line": self._line,
-            "exit": {"reason": left.reason, "detail": left.detail} if left else None,
-            "output": self._output,
-        }
+        why = (left.reason, left.detail) if left else None
+        state = lanes_state(crossing, self._shown, self._code, self._line, why, self._output)
         self.recorder.step(where, event, text, state)
 
     def _look(self) -> list[list[str]]:

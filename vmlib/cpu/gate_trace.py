@@ -7,14 +7,14 @@ One fault from ring 3 in long mode, delivered at the first attempt (Intel SDM vo
 """
 
 import struct
-from typing import Any
 
 from vmlib.cpu import events
 from vmlib.cpu.engine import Vcpu
 from vmlib.cpu.engines import open_vm
-from vmlib.cpu.fall_trace import GUEST, USER, provenance
+from vmlib.cpu.fall_trace import GUEST, USER
 from vmlib.cpu.falls import FALLS, RAM, USER_BASE, fall_guest, start_fall, user_address
 from vmlib.cpu.guests import Guest
+from vmlib.cpu.lanes_state import lanes_state, provenance
 from vmlib.errors import BadInput
 from vmlib.memory import GuestRam
 from vmlib.trace import Recorder, Trace
@@ -240,14 +240,7 @@ class _Scribe:
     def _note(
         self, where: str, event: str, text: str, crossing: tuple[str, str] | None = None
     ) -> None:
-        state: dict[str, Any] = {
-            "crossing": list(crossing) if crossing else None,
-            "registers": self._shown,
-            "code": list(self._rows),
-            "line": self._line,
-            "exit": None,
-            "output": "",
-        }
+        state = lanes_state(crossing, self._shown, list(self._rows), self._line)
         self.recorder.step(where, event, text, state)
 
 

@@ -5,15 +5,14 @@ so does the hypervisor that reads EXITCODE and answers, here a Python function. 
 host's user mode stays empty: AMD-V knows of no VMM up there, KVM does.
 """
 
-import platform
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vmlib.cpu.engines import probe
 from vmlib.cpu.guests import Guest, Line
+from vmlib.cpu.lanes_state import lanes_state, provenance
 from vmlib.cpu.state import Registers
 from vmlib.cpu.vmcb import SvmExit, Vmcb
-from vmlib.trace import Provenance, Recorder, Trace
+from vmlib.trace import Recorder, Trace
 
 if TYPE_CHECKING:
     from vmlib.cpu.unicorn.svm import SvmHost
@@ -47,14 +46,7 @@ def record_vmrun(
         scribe.note(KERNEL, "handled" if said else "end", said or "The hypervisor ends the run.")
         if not said:
             break
-    return scribe.recorder.finish(
-        Provenance(
-            engine="emulated AMD-V",
-            versions={"engine": probe("unicorn").version, "Python": platform.python_version()},
-            host=f"{platform.system()} {platform.release()} {platform.machine()}",
-            guest_sha256=guest.sha256,
-        )
-    )
+    return scribe.recorder.finish(provenance("unicorn", guest, "emulated AMD-V"))
 
 
 class _Scribe:
@@ -104,15 +96,10 @@ class _Scribe:
     ) -> None:
         """Add one step with the whole state."""
         now = self._host.now()
-        detail = f"EXITINFO1 {left.info1:#x}, EXITINFO2 {left.info2:#x}" if left else ""
-        state = {
-            "crossing": list(crossing) if crossing else None,
-            "registers": [[name, now.show(name)] for name in self._names],
-            "code": self._code,
-            "line": self._line,
-            "exit": {"reason": left.name, "detail": detail} if left else None,
-            "output": "",
-        }
+        shown = [[name, now.show(name)] for name in self._names]
+        info = f"EXITINFO1 {left.info1:#x}, EXITINFO2 {left.info2:#x}" if left else ""
+        why = (left.name, info) if left else None
+        state = lanes_state(crossing, shown, self._code, self._line, why)
         self.recorder.step(where, event, text, state)
 
     def _executed(self) -> None:
