@@ -1,8 +1,7 @@
 """Small guests of a few instructions, for both engines: each as it is written and as bytes.
 
 Their tables, stacks and handlers come from `kvm_guests.boot`. All flags are defined at the end of
-each, or where one is stored (Intel SDM vol. 1, appendix A); what CPUID says stays out, and so do
-instructions that this project's host has no emulation of in ring 0.
+each, or where one is stored (Intel SDM vol. 1, appendix A); what CPUID says stays out.
 """
 
 from dataclasses import dataclass, field
@@ -367,5 +366,252 @@ PROGRAMS = [
             ),
         },
         ring=3,
+    ),
+    # Where this project's host differs.
+    Program(
+        "decimal",
+        16,
+        "mov al, 0x9b; daa; mov bl, al; mov ax, 0x20b; aaa; mov cx, ax; mov ax, 0x20b; "
+        "aas; mov dx, ax; mov al, 0x9b; das; add al, 1; hlt",
+        "b0 9b 27 88 c3 b8 0b 02 37 89 c1 b8 0b 02 3f 89 c2 b0 9b 2f 04 01 f4",
+        odd="decimal_ring0",
+    ),
+    Program(
+        "decimal",
+        32,
+        "mov al, 0x9b; daa; mov bl, al; mov ax, 0x20b; aaa; mov cx, ax; mov ax, 0x20b; "
+        "aas; mov dx, ax; mov al, 0x9b; das; add al, 1; hlt",
+        "b0 9b 27 88 c3 66 b8 0b 02 37 66 89 c1 66 b8 0b 02 3f 66 89 c2 b0 9b 2f 04 01 f4",
+        odd="decimal_ring0",
+    ),
+    Program(
+        "nested frames",
+        16,
+        "mov bp, sp; push 0x1234; enter 8, 1; enter 6, 3; mov [bp - 4], sp; leave; leave; hlt",
+        "89 e5 68 34 12 c8 08 00 01 c8 06 00 03 89 66 fc c9 c9 f4",
+        odd="enter_nested_ring0",
+    ),
+    Program(
+        "nested frames",
+        32,
+        "mov ebp, esp; push 0x1234; enter 8, 1; enter 6, 3; mov [ebp - 4], esp; leave; leave; hlt",
+        "89 e5 68 34 12 00 00 c8 08 00 01 c8 06 00 03 89 65 fc c9 c9 f4",
+        odd="enter_nested_ring0",
+    ),
+    Program(
+        "nested frames",
+        64,
+        "mov rbp, rsp; push 0x1234; enter 8, 1; enter 8, 3; mov [rbp - 8], rsp; leave; leave; hlt",
+        "48 89 e5 68 34 12 00 00 c8 08 00 01 c8 08 00 03 48 89 65 f8 c9 c9 f4",
+        odd="enter_nested_ring0",
+    ),
+    Program(
+        "descriptors",
+        32,
+        "mov eax, 0x10; verw ax; setz bl; mov ecx, 0x08; verw cx; setz bh; verr cx; setz "
+        "dl; lar esi, ecx; lsl edi, eax; mov ebp, 0x1b; arpl ax, bp; add ebp, 1; hlt",
+        "b8 10 00 00 00 0f 00 e8 0f 94 c3 b9 08 00 00 00 0f 00 e9 0f 94 c7 0f 00 e1 0f 94 "
+        "c2 0f 02 f1 0f 03 f8 bd 1b 00 00 00 63 e8 83 c5 01 f4",
+        odd="descriptors_ring0",
+    ),
+    Program(
+        "descriptors",
+        64,
+        "mov eax, 0x10; verw ax; setz bl; mov ecx, 0x08; verw cx; setz bh; verr cx; setz "
+        "dl; lar esi, ecx; lsl rdi, eax; add ecx, 1; hlt",
+        "b8 10 00 00 00 0f 00 e8 0f 94 c3 b9 08 00 00 00 0f 00 e9 0f 94 c7 0f 00 e1 0f 94 "
+        "c2 0f 02 f1 48 0f 03 f8 83 c1 01 f4",
+        odd="descriptors_ring0",
+    ),
+    Program(
+        "bounds",
+        32,
+        "mov dword [0x24000], -5; mov dword [0x24004], 9; mov eax, 9; bound eax, "
+        "[0x24000]; mov eax, 10; bound eax, [0x24000]",
+        "c7 05 00 40 02 00 fb ff ff ff c7 05 04 40 02 00 09 00 00 00 b8 09 00 00 00 62 05 "
+        "00 40 02 00 b8 0a 00 00 00 62 05 00 40 02 00",
+        gates={
+            0x5: (
+                "pop ebx; out 0x15, al; hlt",
+                "5b e6 15 f4",
+            ),
+        },
+        odd="bound_ring0",
+    ),
+    Program(
+        "overflow",
+        32,
+        "mov al, 0x7f; add al, 1; into",
+        "b0 7f 04 01 ce",
+        gates={
+            0x4: (
+                "pop ebx; out 0x14, al; hlt",
+                "5b e6 14 f4",
+            ),
+        },
+        odd="int_n_ring0",
+    ),
+    Program(
+        "bits",
+        64,
+        "mov ebx, 0x1238; popcnt eax, ebx; andn ecx, ebx, eax; hlt",
+        "bb 38 12 00 00 f3 0f b8 c3 c4 e2 60 f2 c8 f4",
+        odd="popcnt_ring0",
+    ),
+    Program(
+        "swapped bytes",
+        64,
+        "mov dword [0x24000], 0x11223344; movbe eax, [0x24000]; movbe [0x24004], eax; hlt",
+        "c7 04 25 00 40 02 00 44 33 22 11 0f 38 f0 04 25 00 40 02 00 0f 38 f1 04 25 04 40 02 00 f4",
+        odd="movbe_ring0",
+    ),
+    Program(
+        "paging",
+        32,
+        "mov edi, 0x2a000; mov eax, 0x83; cld; stosd; mov eax, 0x2a000; mov cr3, eax; mov "
+        "eax, cr4; or eax, 0x10; mov cr4, eax; mov eax, cr0; or eax, 0x80000000; mov cr0, "
+        "eax; jmp paged; paged: mov ebx, cr0; mov ecx, [0x2a000]; add ecx, 1; hlt",
+        "bf 00 a0 02 00 b8 83 00 00 00 fc ab b8 00 a0 02 00 0f 22 d8 0f 20 e0 83 c8 10 0f "
+        "22 e0 0f 20 c0 0d 00 00 00 80 0f 22 c0 eb 00 0f 20 c3 8b 0d 00 a0 02 00 83 c1 01 "
+        "f4",
+        odd="paging_protected",
+    ),
+    Program(
+        "paging with PAE",
+        32,
+        "mov dword [0x2a000], 0x2b001; mov dword [0x2b000], 0x83; mov eax, 0x2a000; mov "
+        "cr3, eax; mov eax, cr4; or eax, 0x20; mov cr4, eax; mov eax, cr0; or eax, "
+        "0x80000000; mov cr0, eax; jmp paged; paged: mov ebx, cr0; mov ecx, [0x2b000]; "
+        "add ecx, 1; hlt",
+        "c7 05 00 a0 02 00 01 b0 02 00 c7 05 00 b0 02 00 83 00 00 00 b8 00 a0 02 00 0f 22 "
+        "d8 0f 20 e0 83 c8 20 0f 22 e0 0f 20 c0 0d 00 00 00 80 0f 22 c0 eb 00 0f 20 c3 8b "
+        "0d 00 b0 02 00 83 c1 01 f4",
+        odd="paging_protected",
+    ),
+    Program(
+        "far return to ring 3",
+        64,
+        "push 0x1b; push 0x2e000; push 0x23; push outside; o64 retf; outside: ud2",
+        "6a 1b 68 00 e0 02 00 6a 23 68 10 00 01 00 48 cb 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp + 24]; out 0x16, al; hlt",
+                "48 8b 5c 24 18 e6 16 f4",
+            ),
+        },
+        odd="retf_outward",
+    ),
+    Program(
+        "return to ring 3",
+        64,
+        "push 0x1b; push 0x2e000; push 2; push 0x23; push outside; iretq; outside: mov eax, 7; ud2",
+        "6a 1b 68 00 e0 02 00 6a 02 6a 23 68 12 00 01 00 48 cf b8 07 00 00 00 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp]; mov ecx, ds; mov edx, es; mov esi, fs; mov edi, gs; out 0x16, "
+                "al; hlt",
+                "48 8b 1c 24 8c d9 8c c2 8c e6 8c ef e6 16 f4",
+            ),
+        },
+        odd="iret_segments",
+    ),
+    Program(
+        "selectors",
+        64,
+        "mov ebx, cs; mov ecx, ss; mov edx, ds; mov esi, es; ud2",
+        "8c cb 8c d1 8c da 8c c6 0f 0b",
+        gates={
+            0x6: (
+                "out 0x16, al; hlt",
+                "e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="selectors_ring3",
+    ),
+    Program(
+        "descriptors",
+        64,
+        "mov eax, 0x23; lar ebx, ax; lsl ecx, ax; verr ax; setz dl; mov eax, 0x1b; verw "
+        "ax; setz dh; ud2",
+        "b8 23 00 00 00 0f 02 d8 0f 03 c8 0f 00 e0 0f 94 c2 b8 1b 00 00 00 0f 00 e8 0f 94 c6 0f 0b",
+        gates={
+            0x6: (
+                "out 0x16, al; hlt",
+                "e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="descriptors_ring3",
+    ),
+    Program(
+        "flags",
+        64,
+        "push 0x3a03; popf; pushf; pop rbx; ud2",
+        "68 03 3a 00 00 9d 9c 5b 0f 0b",
+        gates={
+            0x6: (
+                "out 0x16, al; hlt",
+                "e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="if_ring3",
+    ),
+    Program(
+        "SSE that is off",
+        64,
+        "xorps xmm0, xmm0; ud2",
+        "0f 57 c0 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp]; out 0x16, al; hlt",
+                "48 8b 1c 24 e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="controls_ring3",
+    ),
+    Program(
+        "XGETBV that is off",
+        64,
+        "xor ecx, ecx; xgetbv; ud2",
+        "31 c9 0f 01 d0 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp]; out 0x16, al; hlt",
+                "48 8b 1c 24 e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="controls_ring3",
+    ),
+    Program(
+        "RDFSBASE that is off",
+        64,
+        "rdfsbase rax; ud2",
+        "f3 48 0f ae c0 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp]; out 0x16, al; hlt",
+                "48 8b 1c 24 e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="controls_ring3",
+    ),
+    Program(
+        "SYSCALL that is off",
+        64,
+        "syscall; ud2",
+        "0f 05 0f 0b",
+        gates={
+            0x6: (
+                "mov rbx, [rsp]; out 0x16, al; hlt",
+                "48 8b 1c 24 e6 16 f4",
+            ),
+        },
+        ring=3,
+        odd="syscall_off",
     ),
 ]
