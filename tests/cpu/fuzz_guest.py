@@ -209,7 +209,6 @@ class Runner:
         ram.write(CODE_GPA, RING3 + _landing.code)
         self._vcpu = self.vm.vcpu()
         self._vcpu.set_system(_system())
-        self._vcpu.set_budget(Budget(seconds=60))
 
     def run(self, batch: Batch) -> npt.NDArray[np.uint64]:
         """Run a batch; return the records as they are afterwards."""
@@ -221,6 +220,7 @@ class Runner:
         for address, value in variables.items():
             ram.write_u64(DATA_GPA + address - DATA, value)
         self._vcpu.set_registers(Registers(rip=CODE, rbx=RECORDS, rflags=0x202))
+        self._vcpu.set_budget(Budget(seconds=60))
         end = self._vcpu.run()
         assert isinstance(end, Mmio), f"{end} {self._where()}"
         self._vcpu.registers()  # which finishes the store

@@ -13,37 +13,29 @@ import numpy as np
 import numpy.typing as npt
 from fuzz_guest import (
     BATCH,
-    FLAGS,
     INSTRUCTION,
     MEMORY,
-    MXCSR,
     NONE,
     PADS,
     RECORD,
     RECORDS,
     SLOT,
     SLOTS,
-    TARGET,
     WORD,
-    XMM,
     Batch,
 )
-from fuzz_table import INTEGER, ROWS, SSE, Row
+from fuzz_state import ARITHMETIC, DF, states
+from fuzz_table import INTEGER, Row
+from fuzz_table_sse import SSE
 
-ARITHMETIC, DF = 0x8D5, 0x400
+ROWS = INTEGER + SSE
+
 MIDDLE = 96  # of the 256 bytes of a record's memory; what a fixed-up address is near
 RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(1, 8)
 FEW_SHARE, LOCKED, SEGMENT, SHORT_ADDRESS = 0.3, 0.06, 0.04, 0.06
 CRASH_LOCKED = ("bt", "bts", "btr", "btc")  # on a register: see fuzz_table.CRASHES
 LENGTHS = [*range(20), (1 << 32) - 1, (1 << 32) - 9, (1 << 31) - 1, (1 << 63) + 5]
 _SEGMENTS = [bytes([byte]) for byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)]
-_EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
-_INTERESTING = np.array([*_EDGES, (1 << 63) - 1, 1 << 63, NONE, NONE - 1], np.uint64)
-# Zeros, infinities, NaNs quiet and signalling, denormals, ones; twice single, and double.
-_SINGLE = (0x7F8000007F800000, 0xFF800000FF800000, 0x7FC000017F800001, 0x3F8000003F800000)
-_DOUBLE = (0x7FF0000000000000, 0x7FF8000000000001, 0x7FF0000000000001, 0x3FF0000000000000)
-_SMALL_AND_LARGE = (0x0000000100000001, 0x000FFFFFFFFFFFFF, 0x4B0000004F000000, 0x43E0000000000000)
-_FLOATS = np.array([0, 1 << 63, *_SINGLE, *_DOUBLE, *_SMALL_AND_LARGE], np.uint64)
 
 
 @dataclass
@@ -268,29 +260,6 @@ class Maker:
         return bytes([0xC4, first, second]) + row.opcode
 
 
-def states(seed: int, count: int) -> npt.NDArray[np.uint64]:
-    """Records at random: registers that are random bits, small, or at an edge; flags; memory."""
-    rng = np.random.default_rng(seed)
-    records = rng.integers(0, 1 << 64, (count, RECORD // WORD), np.uint64)
-    gprs = records[:, :16]
-    roll = rng.random(gprs.shape)
-    gprs[roll < 0.3] = rng.choice(_INTERESTING, int((roll < 0.3).sum()))
-    gprs[(roll >= 0.3) & (roll < 0.4)] &= np.uint64(0xFF)
-    vectors = records[:, XMM // WORD :]
-    roll = rng.random(vectors.shape)
-    vectors[roll < 0.4] = rng.choice(_FLOATS, int((roll < 0.4).sum()))
-    edges = (roll >= 0.4) & (roll < 0.5)
-    vectors[edges] = rng.choice(_INTERESTING, int(edges.sum()))
-    flags = records[:, FLAGS // WORD] & np.uint64(ARITHMETIC | DF)
-    records[:, FLAGS // WORD] = flags | np.uint64(2)
-    records[:, TARGET // WORD] = SLOTS + INSTRUCTION + SLOT * np.arange(count, dtype=np.uint64)
-    rounding = rng.integers(0, 4, count, np.uint64) << np.uint64(13)
-    records[:, MXCSR // WORD] = rounding | np.uint64(0x1F80)
-    denormals = rng.random(count) < 0.1  # are zeros, and results are flushed to zero
-    records[denormals, MXCSR // WORD] |= np.uint64(0x8040)
-    return records
-
-
 def trials(
     seed: int, count: int = BATCH, rows: list[Row] | None = None
 ) -> tuple[list[Made], Batch]:
@@ -315,6 +284,3 @@ def fill(made: list[Made], records: npt.NDArray[np.uint64]) -> npt.NDArray[np.ui
         rows, columns, values = zip(*at, strict=True)
         records[list(rows), list(columns)] = np.array(values, np.uint64)
     return records
-
-
-__all__ = ["ROWS", "Made", "Maker", "fill", "states", "trials"]

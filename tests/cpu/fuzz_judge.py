@@ -1,0 +1,127 @@
+"""What a tolerance is, and the conditions that tolerances are made of."""
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+import numpy as np
+from fuzz_compare import Difference, Trial
+from fuzz_guest import XMM
+
+
+def _always(_: Trial) -> bool:
+    return True
+
+
+def _all_lanes(_: Trial) -> Container[int]:
+    return range(4)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ for `rows` (mnemonics; empty for all) in trials for which `when` holds.
+
+    `flags` and `mxcsr` are masks; `fields` names `gpr` or `xmm` for the destination in ModRM.reg,
+    `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of the trial
+    can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names rows in which
+    it shows, for an entry without rows.
+    """
+
+    id: str
+    kind: str
+    rows: tuple[str, ...]
+    manual: str
+    flags: int = 0
+    mxcsr: int = 0
+    fields: tuple[str, ...] = ()
+    when: Callable[[Trial], bool] = _always
+    lanes: Callable[[Trial], Container[int]] = _all_lanes
+    seen_in: str = ""
+
+    def covers(self, trial: Trial, left: Difference) -> bool:
+        """Take away from `left` what this entry explains; say whether that was anything."""
+        if self.rows and trial.made.row.name not in self.rows:
+            return False
+        if not self.when(trial):
+            return False
+        if "all" in self.fields:
+            left.clear()
+            return True
+        found = bool(left.flags & self.flags or left.mxcsr & self.mxcsr)
+        left.flags &= ~self.flags
+        left.mxcsr &= ~self.mxcsr
+        made = trial.made
+        gprs = {"gpr": made.reg, "rm": made.rm, "rax": 0, "rcx": 1, "rsp": 4}
+        xmms = {"xmm": made.reg, "xmm rm": made.rm, "xmm0": 0}
+        named = {gprs[name] for name in self.fields if name in gprs} & left.gprs
+        lanes = self.lanes(trial)
+        vectors = {xmms[name] for name in self.fields if name in xmms}
+        parts = {part for part in left.xmms if part[0] in vectors and part[1] in lanes}
+        left.gprs -= named
+        left.xmms -= parts
+        return found or bool(named) or bool(parts)
+
+
+def _lanes(trial: Trial) -> np.ndarray:
+    at = (XMM + 16 * trial.made.reg) // 8
+    return np.stack([one[at : at + 2] for one in (trial.ours, trial.real)])
+
+
+def _kind(trial: Trial) -> tuple[type[np.unsignedinteger], int, int, int]:
+    """Type of the result's lanes by the mnemonic, and its sign bit, exponent, width in 32 bits."""
+    if trial.made.row.name[-2:] in ("pd", "sd"):
+        return np.uint64, 1 << 63, 0x7FF << 52, 2
+    return np.uint32, 1 << 31, 0xFF << 23, 1
+
+
+def nans(trial: Trial) -> set[int]:
+    """Lanes in which both results are NaNs."""
+    kind, sign, exponent, width = _kind(trial)
+    ours, real = np.ascontiguousarray(_lanes(trial)).view(kind) & kind(sign - 1)
+    nan = (ours > kind(exponent)) & (real > kind(exponent))
+    return set(np.nonzero(np.repeat(nan, width))[0].tolist())
+
+
+def flushed(trial: Trial) -> set[int]:
+    """Lanes in which the CPU's result is zero and the emulator's a denormal."""
+    kind, sign, exponent, width = _kind(trial)
+    ours, real = np.ascontiguousarray(_lanes(trial)).view(kind) & kind(sign - 1)
+    flushed = (real == 0) & (ours & kind(exponent) == 0)
+    return set(np.nonzero(np.repeat(flushed, width))[0].tolist())
+
+
+def _floats(trial: Trial) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lanes of both results in single precision, and which are the same bits."""
+    raw = np.ascontiguousarray(_lanes(trial)).view(np.uint32)
+    with np.errstate(all="ignore"):
+        ours, real = raw.view(np.float32).astype(np.float64)
+    return ours, real, raw[0] == raw[1]
+
+
+def near(trial: Trial) -> bool:
+    """All lanes agree within twice the allowed error, where a denormal may be zero."""
+    ours, real, same = _floats(trial)
+    with np.errstate(all="ignore"):
+        near = np.abs(ours - real) <= np.abs(real) * 3 / 4096
+    tiny = (np.abs(ours) < 2.0**-126) & (np.abs(real) < 2.0**-126)
+    return bool((near | tiny | same).all())
+
+
+def root_of_denormal(trial: Trial) -> bool:
+    """Where a lane is not near, the CPU has taken the root of a zero."""
+    ours, real, same = _floats(trial)
+    with np.errstate(all="ignore"):
+        near = np.abs(ours - real) <= np.abs(real) * 3 / 4096
+    return bool((near | same | np.isinf(real)).all() and np.isinf(real[~same]).any())
+
+
+def source(trial: Trial) -> int:
+    """The low half of the XMM register in ModRM.rm."""
+    return int(trial.before[(XMM + 16 * trial.made.rm) // 8])
+
+
+def bad_lock(trial: Trial) -> bool:
+    return b"\xf0" in trial.made.code[:4] and trial.real_vector == 6 and trial.ours_vector != 6
+
+
+def bits(trial: Trial) -> int:
+    return 8 * trial.made.size
