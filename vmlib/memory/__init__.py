@@ -7,6 +7,8 @@ from vmlib.memory.four import (
     host_address,
 )
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
+from vmlib.memory.nested import NestedStep, NestedWalk, walk_nested
+from vmlib.memory.nested_many import NestedMany, walk_nested_many
 from vmlib.memory.paging import (
     Access,
     AccessRules,
@@ -17,6 +19,14 @@ from vmlib.memory.paging import (
     paging_mode,
 )
 from vmlib.memory.ram import GuestRam
+from vmlib.memory.second_stage import (
+    Ept,
+    Npt,
+    SecondStage,
+    SecondStageExit,
+    Translation,
+    translate_gpa,
+)
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.tables import Map, Tables, build_tables
 from vmlib.memory.walk import (
@@ -33,6 +43,7 @@ __all__ = [
     "OUTSIDE_RAM",
     "Access",
     "AccessRules",
+    "Ept",
     "Fault",
     "FourAddresses",
     "GuestRam",
@@ -40,11 +51,18 @@ __all__ = [
     "Level",
     "Map",
     "MemorySlots",
+    "NestedMany",
+    "NestedStep",
+    "NestedWalk",
+    "Npt",
     "PagingMode",
+    "SecondStage",
+    "SecondStageExit",
     "Slot",
     "TableMemory",
     "TableOutsideRam",
     "Tables",
+    "Translation",
     "Walk",
     "WalkMany",
     "WalkStep",
@@ -56,6 +74,9 @@ __all__ = [
     "host_address",
     "paging_mode",
     "translate",
+    "translate_gpa",
     "walk",
     "walk_many",
+    "walk_nested",
+    "walk_nested_many",
 ]

@@ -202,7 +202,7 @@ def walk_lanes(
         at += table
         entry, gone = read(at, lanes)
         if gone is not None:
-            lanes, gva, at, entry, granted = _only(~gone, lanes, gva, at, entry, granted)
+            lanes, gva, at, entry, granted = only(~gone, lanes, gva, at, entry, granted)
         if visited is not None:
             visited.append((level, at, entry, lanes))
         here = entry ^ upside_down if upside_down else entry
@@ -224,10 +224,10 @@ def walk_lanes(
             if level.number > 1:
                 large = is_leaf & ~bad
                 if large.any():
-                    who, to, what, may = _only(large, lanes, gva, entry, granted)
+                    who, to, what, may = only(large, lanes, gva, entry, granted)
                     _finish(who, to, what, may, level, rules, pkru, out)
                 bad |= is_leaf
-            lanes, gva, entry, granted = _only(~bad, lanes, gva, entry, granted)
+            lanes, gva, entry, granted = only(~bad, lanes, gva, entry, granted)
         if not len(lanes):
             return
         if level.number == 1:
@@ -236,7 +236,7 @@ def walk_lanes(
         table = entry & np.uint64(mode.address)
 
 
-def _only(keep: Mask, *arrays: Any) -> Any:
+def only(keep: Mask, *arrays: Any) -> Any:
     """Return the arrays' elements under a mask; None stays None."""
     where = np.flatnonzero(keep)
     return tuple(None if array is None else array[where] for array in arrays)

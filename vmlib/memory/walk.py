@@ -50,9 +50,9 @@ from vmlib.memory.paging import (
 )
 
 # How a memory may say that an address is not its own: BadInput, IndexError, struct.error, ...
-_OUTSIDE = (ValueError, LookupError, struct.error)
+OUTSIDE = (ValueError, LookupError, struct.error)
 
-_Reference = tuple[Level, int, int]
+Reference = tuple[Level, int, int]
 
 
 class TableMemory(Protocol):
@@ -136,7 +136,7 @@ class Walk(NamedTuple):
                 entry,
                 flag_names(entry, level),
             )
-            for level, gpa, entry in _references(self.gva, self.cr3, self.mode, self.entries)
+            for level, gpa, entry in references(self.gva, self.cr3, self.mode, self.entries)
         )
 
 
@@ -164,9 +164,9 @@ def walk(
 
     Raises `TableOutsideRam` where a table is not in RAM, and `BadInput` for what is no access.
     """
-    mode, rules = _setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
+    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     entries: list[int] = []
-    found = _walk(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    found = follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
     # As Walk(...) does it, in half the time.
     return tuple.__new__(Walk, (gva, *found, cr3, mode, entries))
 
@@ -188,13 +188,13 @@ def translate(
     implicit: bool = False,
 ) -> tuple[int | None, int, Fault | None]:
     """Return (gpa, page size, fault) of the same walk as `walk`, without the steps."""
-    mode, rules = _setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
+    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     entries: list[int] | None = [] if set_ad else None
-    return _walk(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    return follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
 
 
 @lru_cache(maxsize=256)
-def _setting(
+def setting(
     cr0: int,
     cr4: int,
     efer: int,
@@ -211,7 +211,7 @@ def _setting(
     )
 
 
-def _walk(
+def follow(
     memory: TableMemory,
     gva: int,
     cr3: int,
@@ -241,7 +241,7 @@ def _walk(
         at = table + (gva >> level.offset_shift & level.offset_mask)
         try:
             entry = read(at)
-        except _OUTSIDE:
+        except OUTSIDE:
             raise TableOutsideRam(level.number, at) from None
         if keep:
             keep(entry)
@@ -270,7 +270,7 @@ def _walk(
     if set_ad and entries is not None:
         dirty = D if rules.error_code & ERROR_W else 0
         if not granted & A or dirty & ~entry:
-            _set_accessed_dirty(memory, list(_references(gva, cr3, mode, entries)), dirty)
+            set_accessed_dirty(memory, list(references(gva, cr3, mode, entries)), dirty)
 
     gpa = entry & level.frame | gva & level.offset
     if level.frame_high:
@@ -295,9 +295,9 @@ def _narrow(read_u64: Callable[[int], int]) -> Callable[[int], int]:
     return lambda gpa: read_u64(gpa & ~7) >> (gpa & 4) * 8 & 0xFFFF_FFFF
 
 
-def _references(
+def references(
     gva: int, cr3: int, mode: PagingMode | None, entries: Sequence[int]
-) -> Iterator[_Reference]:
+) -> Iterator[Reference]:
     """Yield level, guest-physical address and value of each entry that was read."""
     if mode is not None:
         table = cr3 & mode.root
@@ -306,7 +306,7 @@ def _references(
             table = entry & mode.address
 
 
-def _set_accessed_dirty(memory: TableMemory, passed: Sequence[_Reference], dirty: int) -> None:
+def set_accessed_dirty(memory: TableMemory, passed: Sequence[Reference], dirty: int) -> None:
     """Set A in every entry passed, and `dirty` in the last. SDM vol. 3A, 4.8.
 
     Each word is read again: tables that point to themselves make one entry serve two levels.
