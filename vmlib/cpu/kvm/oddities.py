@@ -4,9 +4,9 @@
 goes through the kernel's instruction emulator, which was made for the few instructions that touch
 devices. VMMs meet such hosts inside other VMs, and this book's own checks run on one.
 
-The causes are read off what guests see, and off Linux 6.18's `arch/x86/kvm/emulate.c`, which has no
-entry for some instructions; the module itself is not part of Linux. Three of them explain most:
-`EMULATED`, `REFUSED` and `NATIVE`.
+The causes are what fits all that guests see, and the way Linux's `arch/x86/kvm/emulate.c` works,
+which has no entry for some instructions. They are inferred: the module itself is not part of Linux
+and was not read. Three of them explain most: `EMULATED`, `REFUSED` and `NATIVE`.
 
 The engine works round an oddity only where it is named here. The tests assert the odd behaviour
 where the module is loaded and the manual's elsewhere: when a host heals, a test fails and the
