@@ -1,7 +1,7 @@
 """Where the emulator may differ from the CPU: each entry with its opcodes, its fields, its reason.
 
 An entry is `undefined`, where the manual leaves a result open and the two fill it differently; a
-`bug`, where Unicorn 2.1.4 is wrong and the manual's page says so; or an `oddity` of the host's KVM.
+`bug`, where Unicorn 2.1.4 is wrong and the manual's page says so; or an `oddity` of the CPU itself.
 What is undefined was seen on an AMD Zen 5; another CPU may differ in other fields.
 Pages are those of the Intel SDM, vol. 2, by instruction, if nothing else is named.
 """
@@ -95,7 +95,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         seen_in="bsf",
     ),
     Tolerance(
-        "unaligned",
+        "unaligned",  # kvm_pvm makes #UD of the CPU's #GP: it looks first whether it can emulate
         "bug",
         (),
         "vol. 1, 10.4.1.1 and 11.4: #GP where 16 bytes are not aligned",

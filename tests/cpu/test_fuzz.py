@@ -176,7 +176,9 @@ def test_only_a_repeat_can_blame_kvm(monkeypatch):
 
         monkeypatch.setattr(both.cpu, "run", odd)
         rows = [row for row in ROWS if row.name == "mov"]
-        times = 1
+        times, both.repeats = 1, False
+        assert list(both.run(3, 64, rows)) == [5]
+        calls, both.repeats = [], True
         assert not both.run(3, 64, rows)
         assert both.used[EMULATED] == 1
         calls, times = [], 2
