@@ -46,7 +46,7 @@ from vmlib.memory.second_stage import (
     table_access,
 )
 
-PIECE = 1 << 15
+PIECE = 1 << 14
 _WRITE_BACK = 6 << EPT_TYPE_SHIFT
 _TYPE = 7 << EPT_TYPE_SHIFT
 _QUALIFICATION = np.uint64((1 << 64) - 1)
