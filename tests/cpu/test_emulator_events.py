@@ -45,6 +45,23 @@ def guest(vm):
 # --- faults ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("bits", "ring"), [(16, 0), (32, 0), (32, 3), (64, 0), (64, 3)])
+def test_int1_calls_the_handler_of_the_debug_exception(guest, bits, ring):
+    """int1; inc eax; hlt. The frame holds the address behind it (Intel SDM vol. 2A, INT1)."""
+    back = {16: "cf", 32: "cf", 64: "48 cf"}[bits]
+    vcpu = guest("f1 ff c0 f4", bits=bits, ring=ring, gates={1: "e6 01" + back, 13: "e6 0d f4"})
+    ends = [IoOut(13, 1, b"\1"), Halt()] if ring else [Halt()]  # HLT is for ring 0
+    assert take(vcpu, 1 + len(ends)) == [IoOut(1, 1, b"\0"), *ends]
+    assert vcpu.registers().rax == 1
+
+
+@pytest.mark.parametrize(("bits", "ring"), [(16, 0), (64, 0), (64, 3)])
+def test_rdpmc_finds_no_counter(guest, bits, ring):
+    """rdpmc: #GP for a counter that is not there (Intel SDM vol. 2B, RDPMC)."""
+    vcpu = guest("0f 33 f4", bits=bits, ring=ring, gates={13: "e6 0d f4", 6: "e6 06 f4"})
+    assert take(vcpu, 2) == [IoOut(13, 1, b"\0"), Halt()]
+
+
 @pytest.mark.parametrize(
     ("bits", "code", "vector", "handler"),
     [  # three faulting instructions; the handler says 0x10 and skips one

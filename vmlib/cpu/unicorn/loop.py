@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _ROUND = 100_000  # instructions between two looks round when they are counted
 _LONGEST = 15  # bytes of an instruction
 _STOP_AGAIN = 0.0005
+# What the emulator takes for invalid and a processor does not: INT1 calls the handler of #DB, and
+# RDPMC finds no counter, for this processor has none (Intel SDM vol. 2A, INT n; vol. 2B, RDPMC).
+_INT1, _RDPMC = 0xF1, b"\x0f\x33"
 _IF, _TF = events.IF, events.TF
 
 
@@ -372,6 +375,12 @@ class EmulatorLoop(BaseVcpu):
                 return call
             self._hypercalls += 1
             return None
+        if vector == events.UD and (code := self._intercepts.code(2)):
+            if code[0] == _INT1:
+                emu.rip.value += 1
+                return self._deliver(events.Event(events.DB, None, "external"))
+            if code == _RDPMC:
+                return self._deliver(events.Event(events.GP, 0))
         code = emu.error_code.value if vector in events.WITH_ERROR_CODE else None
         kind: events.Kind = "software" if emu.is_int.value else "fault"
         emu.is_int.value = 0
