@@ -375,11 +375,11 @@ class EmulatorLoop(BaseVcpu):
                 return call
             self._hypercalls += 1
             return None
-        if vector == events.UD and (code := self._intercepts.code(2)):
-            if code[0] == _INT1:
+        if vector == events.UD and (opcode := self._intercepts.code(2)):
+            if opcode[0] == _INT1:
                 emu.rip.value += 1
                 return self._deliver(events.Event(events.DB, None, "external"))
-            if code == _RDPMC:
+            if opcode == _RDPMC:
                 return self._deliver(events.Event(events.GP, 0))
         code = emu.error_code.value if vector in events.WITH_ERROR_CODE else None
         kind: events.Kind = "software" if emu.is_int.value else "fault"
