@@ -1,12 +1,24 @@
 """Which files an engine is made of: what a check record covers when it holds that engine."""
 
 _SHARED = ["vmlib/cpu/state.py", "vmlib/cpu/engine.py", "vmlib/cpu/exits.py"]
+_EMULATOR = [
+    "raw",
+    "proof",
+    "blocks",
+    "emulator",
+    "state",
+    "traps",
+    "intercepts",
+    "delivery",
+    "unfinished",
+    "loop",
+    "vcpu",
+    "vm",
+]
 EMULATOR_FILES = [
-    *(
-        f"vmlib/cpu/unicorn/{name}.py"
-        for name in ("raw", "blocks", "traps", "intercepts", "state", "loop", "vcpu", "vm")
-    ),
+    *(f"vmlib/cpu/unicorn/{name}.py" for name in _EMULATOR),
     "vmlib/cpu/events.py",
+    "vmlib/cpu/linear.py",
     "vmlib/cpu/fast_calls.py",
     *_SHARED,
 ]

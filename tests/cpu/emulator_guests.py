@@ -9,10 +9,6 @@ DEVICE = 0x200000
 """Above the RAM of these guests."""
 
 
-def take(vcpu, count):
-    return [vcpu.run() for _ in range(count)]
-
-
 def ports(exits):
     """The ports of OUTs, and other exits as they are."""
     return [one.port if isinstance(one, IoOut) else one for one in exits]

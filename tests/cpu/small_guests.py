@@ -26,6 +26,9 @@ class Program:
         return f"{self.name}, {self.bits} bits" + (f", ring {self.ring}" if self.ring else "")
 
 
+SAY_INVALID = {6: ("mov rbx, [rsp]; out 0x16, al; hlt", "48 8b 1c 24 e6 16 f4")}
+"""A handler of #UD that shows where it was."""
+
 PROGRAMS = [
     Program(
         "arithmetic",
@@ -563,12 +566,7 @@ PROGRAMS = [
         64,
         "xorps xmm0, xmm0; ud2",
         "0f 57 c0 0f 0b",
-        gates={
-            0x6: (
-                "mov rbx, [rsp]; out 0x16, al; hlt",
-                "48 8b 1c 24 e6 16 f4",
-            ),
-        },
+        gates=SAY_INVALID,
         ring=3,
         odd="controls_ring3",
     ),
@@ -577,12 +575,7 @@ PROGRAMS = [
         64,
         "xor ecx, ecx; xgetbv; ud2",
         "31 c9 0f 01 d0 0f 0b",
-        gates={
-            0x6: (
-                "mov rbx, [rsp]; out 0x16, al; hlt",
-                "48 8b 1c 24 e6 16 f4",
-            ),
-        },
+        gates=SAY_INVALID,
         ring=3,
         odd="controls_ring3",
     ),
@@ -591,12 +584,7 @@ PROGRAMS = [
         64,
         "rdfsbase rax; ud2",
         "f3 48 0f ae c0 0f 0b",
-        gates={
-            0x6: (
-                "mov rbx, [rsp]; out 0x16, al; hlt",
-                "48 8b 1c 24 e6 16 f4",
-            ),
-        },
+        gates=SAY_INVALID,
         ring=3,
         odd="controls_ring3",
     ),
@@ -605,12 +593,7 @@ PROGRAMS = [
         64,
         "syscall; ud2",
         "0f 05 0f 0b",
-        gates={
-            0x6: (
-                "mov rbx, [rsp]; out 0x16, al; hlt",
-                "48 8b 1c 24 e6 16 f4",
-            ),
-        },
+        gates=SAY_INVALID,
         ring=3,
         odd="syscall_off",
     ),

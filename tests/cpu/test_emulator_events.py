@@ -8,7 +8,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from emulator_guests import in_thread, ports, take
+from emulator_guests import in_thread, ports
 from kvm_guests import (
     CODE,
     CODE0,
@@ -21,25 +21,14 @@ from kvm_guests import (
     STACK,
     TABLES,
     TSS,
-    boot,
+    take,
 )
 
-from vmlib.cpu import Budget, Halt, InterruptWindow, IoIn, IoOut, Kicked, open_vm
+from vmlib.cpu import Budget, Halt, InterruptWindow, IoIn, IoOut, Kicked
 from vmlib.devices import PicPair
 from vmlib.errors import BadInput, Unsupported
 
 pytestmark = pytest.mark.needs("unicorn")
-
-
-@pytest.fixture
-def vm():
-    with open_vm("unicorn", "1M") as vm:
-        yield vm
-
-
-@pytest.fixture
-def guest(vm):
-    return lambda code, **options: boot(vm, code, **options)
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import struct
 from dataclasses import replace
 
 import pytest
-from emulator_guests import DEVICE, ports, take
-from kvm_guests import CODE, IOPL3, STACK, TABLES, boot
+from emulator_guests import DEVICE, ports
+from kvm_guests import CODE, IOPL3, STACK, TABLES, take
 
 from vmlib.cpu import (
     Cpuid,
@@ -22,21 +22,9 @@ from vmlib.cpu import (
     Mmio,
     MsrRead,
     MsrWrite,
-    open_vm,
 )
 
 pytestmark = pytest.mark.needs("unicorn")
-
-
-@pytest.fixture
-def vm():
-    with open_vm("unicorn", "1M") as vm:
-        yield vm
-
-
-@pytest.fixture
-def guest(vm):
-    return lambda code, **options: boot(vm, code, **options)
 
 
 # --- an OUT stops at once -------------------------------------------------------------------------

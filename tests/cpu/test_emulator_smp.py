@@ -9,25 +9,14 @@ import resource
 import threading
 
 import pytest
-from emulator_guests import DEVICE, in_thread, ports, take, wait_for
-from kvm_guests import boot
+from emulator_guests import DEVICE, in_thread, ports, wait_for
+from kvm_guests import boot, take
 
 from vmlib.cpu import Budget, Halt, IoOut, Mmio, Registers, SystemRegisters, open_vm
 from vmlib.devices import PicPair
 from vmlib.errors import BadInput
 
 pytestmark = pytest.mark.needs("unicorn")
-
-
-@pytest.fixture
-def vm():
-    with open_vm("unicorn", "1M") as vm:
-        yield vm
-
-
-@pytest.fixture
-def guest(vm):
-    return lambda code, **options: boot(vm, code, **options)
 
 
 # --- several vCPUs, and code that changes ---------------------------------------------------------

@@ -12,8 +12,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from emulator_guests import in_thread, ports, take
-from kvm_guests import CODE, STACK, TABLES, boot, identity_map
+from emulator_guests import in_thread, ports
+from kvm_guests import CODE, STACK, TABLES, boot, identity_map, take
 
 from vmlib.cpu import (
     Budget,
@@ -31,17 +31,6 @@ from vmlib.cpu import (
 from vmlib.errors import BadInput
 
 pytestmark = pytest.mark.needs("unicorn")
-
-
-@pytest.fixture
-def vm():
-    with open_vm("unicorn", "1M") as vm:
-        yield vm
-
-
-@pytest.fixture
-def guest(vm):
-    return lambda code, **options: boot(vm, code, **options)
 
 
 # --- there is no address at which it stops --------------------------------------------------------

@@ -41,12 +41,10 @@ from vmlib.cpu.events import (
     VM,
     Event,
     EventCpu,
-    Fault,
-    LinearMemory,
-    OutsideRam,
     deliver,
     raise_event,
 )
+from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.state import Segment, SystemRegisters, Table
 from vmlib.errors import Unsupported
 from vmlib.memory import GuestRam

@@ -12,13 +12,12 @@ the frames of virtual-8086 mode.
 
 import struct
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from vmlib.cpu.exits import Shutdown
-from vmlib.cpu.state import CR0_PE, EFER_LMA, Segment, Table
-from vmlib.errors import BadInput, Unsupported
-from vmlib.memory import GuestRam, TableOutsideRam, translate
-from vmlib.units import PAGE_SIZE
+from vmlib.cpu.linear import Fault, Memory, OutsideRam
+from vmlib.cpu.state import CR0_PE, EFER_LMA, Registers, Segment, SystemRegisters, Table
+from vmlib.errors import Unsupported
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
 TS, NP, SS, GP, PF = range(10, 15)
@@ -67,94 +66,27 @@ class EventCpu:
     cr4: int
     efer: int
 
-
-class Fault(Exception):
-    """Delivery itself faulted: the next exception, and in words what was wrong with the gate."""
-
-    def __init__(self, vector: int, error_code: int, gate: str, cr2: int | None = None) -> None:
-        super().__init__(gate)
-        self.vector = vector
-        self.error_code = error_code
-        self.gate = gate
-        self.cr2 = cr2
-
-
-class Memory(Protocol):
-    """Guest memory by linear address, as the processor itself uses it."""
-
-    def read(self, linear: int, size: int) -> bytes:
-        """Return `size` bytes; `Fault` where the guest's tables say no."""
-
-    def write(self, linear: int, data: bytes) -> None:
-        """Store all of `data` or none; `Fault` where the guest's tables say no."""
-
-
-class LinearMemory:
-    """Guest RAM behind the guest's page tables, for implicit supervisor accesses."""
-
-    def __init__(self, ram: GuestRam, cpu: EventCpu) -> None:
-        self._ram = ram
-        self._cr0, self._cr3, self._cr4, self._efer = cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer
-        self._wide = bool(cpu.efer & EFER_LMA)
-
-    def read(self, linear: int, size: int) -> bytes:
-        """Return `size` bytes; `Fault` where the guest's tables say no."""
-        if linear % PAGE_SIZE + size <= PAGE_SIZE:
-            return self._fetch(self.gpa(linear, "read"), size)
-        first = PAGE_SIZE - linear % PAGE_SIZE
-        return self.read(linear, first) + self.read(linear + first, size - first)
-
-    def write(self, linear: int, data: bytes) -> None:
-        """Store all of `data` or none; `Fault` where the guest's tables say no."""
-        first = PAGE_SIZE - linear % PAGE_SIZE
-        here = self.gpa(linear, "write")
-        if len(data) <= first:
-            self._store(here, data)
-            return
-        there = self.gpa(linear + first, "write")
-        self._store(here, data[:first])
-        self._store(there, data[first:])
-
-    def gpa(self, linear: int, access: Literal["read", "write"] = "read") -> int:
-        """Return the guest-physical address of a linear one; `Fault` where there is none."""
-        linear &= (1 << 64) - 1 if self._wide else 0xFFFFFFFF
-        try:
-            gpa, _, fault = translate(
-                self._ram,
-                linear,
-                cr0=self._cr0,
-                cr3=self._cr3,
-                cr4=self._cr4,
-                efer=self._efer,
-                access=access,
-                set_ad=True,
-                implicit=True,
-            )
-        except TableOutsideRam as error:
-            raise OutsideRam(str(error)) from None
-        except BadInput as error:
-            raise Unsupported(f"no processor gets into this state: {error}") from None
-        if gpa is None:
-            assert fault is not None
-            if fault.vector == PF:
-                what = f"page fault on {access} of {linear:#x}, which delivery needs"
-                raise Fault(PF, fault.error_code, what, linear)
-            raise Fault(GP, 0, f"{linear:#x} is not canonical")
-        return gpa
-
-    def _fetch(self, gpa: int, size: int) -> bytes:
-        if gpa + size > self._ram.size:
-            raise OutsideRam(f"the table at {gpa:#x} lies outside guest RAM")
-        return self._ram.read(gpa, size)
-
-    def _store(self, gpa: int, data: bytes) -> None:
-        if gpa + len(data) > self._ram.size:
-            raise OutsideRam(f"the stack at {gpa:#x} lies outside guest RAM")
-        self._ram.write(gpa, data)
-
-
-class OutsideRam(Exception):
-    """Delivery needs memory that the guest does not have; x86 defines no fault for that."""
+    @classmethod
+    def of(cls, registers: Registers, system: SystemRegisters) -> "EventCpu":
+        """Return those of a vCPU that stands still."""
+        r, s = registers, system
+        return cls(
+            rip=r.rip,
+            rsp=r.rsp,
+            rflags=r.rflags,
+            cpl=s.ss.dpl,
+            cs=s.cs,
+            ss=s.ss,
+            tr=s.tr,
+            ldt=s.ldt,
+            gdt=s.gdt,
+            idt=s.idt,
+            cr0=s.cr0,
+            cr2=s.cr2,
+            cr3=s.cr3,
+            cr4=s.cr4,
+            efer=s.efer,
+        )
 
 
 def raise_event(cpu: EventCpu, memory: Memory, event: Event) -> Shutdown | None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from vmlib.cpu import events
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.falls import RAM, fall_guest, kernel_address, start_fall
-from vmlib.cpu.gate_trace import event_cpu
+from vmlib.cpu.linear import Fault, LinearMemory
 from vmlib.errors import BadInput
 
 _VECTOR = 0x80
@@ -62,11 +62,11 @@ class GateProblem:
             vcpu = start_fall(vm, guest)
             vcpu.step()  # into ring 3
             vm.ram.write(kernel_address(guest, "gate_128"), self.gate)
-            cpu = event_cpu(vcpu)
+            cpu = events.EventCpu.of(vcpu.registers(), vcpu.system())
             event = events.Event(_VECTOR, None, "software" if self.software else "external")
             try:
-                events.deliver(cpu, events.LinearMemory(vm.ram, cpu), event)
-            except events.Fault as fault:
+                events.deliver(cpu, LinearMemory(vm.ram, cpu), event)
+            except Fault as fault:
                 return events.NAMES[fault.vector], fault.error_code
         return "none", None
 

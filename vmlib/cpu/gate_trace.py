@@ -15,6 +15,7 @@ from vmlib.cpu.fall_trace import GUEST, USER
 from vmlib.cpu.falls import FALLS, RAM, USER_BASE, fall_guest, start_fall, user_address
 from vmlib.cpu.guests import Guest
 from vmlib.cpu.lanes_state import lanes_state, provenance
+from vmlib.cpu.linear import LinearMemory
 from vmlib.errors import BadInput
 from vmlib.memory import GuestRam
 from vmlib.trace import Recorder, Trace
@@ -36,7 +37,7 @@ def record_delivery(name: str = "page", engine: str = "unicorn") -> Trace:
     with open_vm(engine, RAM) as vm:
         vcpu = start_fall(vm, guest)
         cause = _run_to_cause(vcpu, guest, name)
-        cpu = event_cpu(vcpu)
+        cpu = events.EventCpu.of(vcpu.registers(), vcpu.system())
         event = _event(name, vector)
         after = cause + (2 if event.kind == "software" else 0)
         cpu.rip = after
@@ -50,28 +51,6 @@ def record_delivery(name: str = "page", engine: str = "unicorn") -> Trace:
         scribe.accesses(memory)
         scribe.entered(cpu)
     return scribe.recorder.finish(provenance(engine, guest))
-
-
-def event_cpu(vcpu: Vcpu) -> events.EventCpu:
-    """Return the registers of a vCPU that delivery reads and writes."""
-    r, s = vcpu.registers(), vcpu.system()
-    return events.EventCpu(
-        rip=r.rip,
-        rsp=r.rsp,
-        rflags=r.rflags,
-        cpl=s.ss.dpl,
-        cs=s.cs,
-        ss=s.ss,
-        tr=s.tr,
-        ldt=s.ldt,
-        gdt=s.gdt,
-        idt=s.idt,
-        cr0=s.cr0,
-        cr2=s.cr2,
-        cr3=s.cr3,
-        cr4=s.cr4,
-        efer=s.efer,
-    )
 
 
 def _run_to_cause(vcpu: Vcpu, guest: Guest, name: str) -> int:
@@ -93,7 +72,7 @@ def _event(name: str, vector: int) -> events.Event:
     return events.Event(vector, code)
 
 
-class _Witness(events.LinearMemory):
+class _Witness(LinearMemory):
     """Guest memory that remembers which linear addresses were used, in which order."""
 
     def __init__(self, ram: GuestRam, cpu: events.EventCpu) -> None:

@@ -35,9 +35,8 @@ from vmlib.memory.paging import (
     Level,
     P,
     PagingMode,
-    access_rules,
-    paging_mode,
 )
+from vmlib.memory.walk import setting
 
 Words = npt.NDArray[np.uint64]
 Lanes = npt.NDArray[np.intp]
@@ -118,8 +117,7 @@ def walk_many(
     The same keywords as `walk`, and the same outcome for each address: see the module for the one
     exception. Raises `BadInput` for what is no address or no access.
     """
-    mode = paging_mode(cr0, cr4, efer, maxphyaddr)
-    rules = access_rules(cr0, cr4, efer, access, cpl, ac, implicit)
+    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     addresses = as_addresses(gvas)
     out = WalkMany.empty(len(addresses))
     words = memory.u64

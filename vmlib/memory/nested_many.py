@@ -26,7 +26,7 @@ from vmlib.memory.many import (
     ram_reader,
     walk_lanes,
 )
-from vmlib.memory.paging import ADDRESS, PS, Access, access_rules, paging_mode
+from vmlib.memory.paging import ADDRESS, PS, Access
 from vmlib.memory.second_stage import (
     BAD_TYPES,
     EPT_MISCONFIGURATION,
@@ -45,6 +45,7 @@ from vmlib.memory.second_stage import (
     qualification,
     table_access,
 )
+from vmlib.memory.walk import setting
 
 PIECE = 1 << 14
 _WRITE_BACK = 6 << EPT_TYPE_SHIFT
@@ -112,8 +113,7 @@ def walk_nested_many(
     implicit: bool = False,
 ) -> NestedMany:
     """Walk both stages for every address of `gvas`; keywords are those of `walk_nested`."""
-    mode = paging_mode(cr0, cr4, efer, maxphyaddr)
-    rules = access_rules(cr0, cr4, efer, access, cpl, ac, implicit)
+    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     addresses = as_addresses(gvas)
     out = NestedMany.empty(len(addresses))
     words = memory.u64

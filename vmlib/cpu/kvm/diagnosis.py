@@ -14,6 +14,7 @@ from typing import cast
 
 from vmlib.cpu import events
 from vmlib.cpu.exits import Shutdown
+from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.state import Registers, SystemRegisters
 from vmlib.errors import Unsupported
 from vmlib.memory import GuestRam
@@ -59,29 +60,13 @@ def diagnose(
 
 def _fails(vector: int, registers: Registers, system: SystemRegisters, ram: GuestRam) -> str:
     """Say what is wrong with a vector's gate or stack; empty if nothing is."""
-    cpu = events.EventCpu(
-        rip=registers.rip,
-        rsp=registers.rsp,
-        rflags=registers.rflags,
-        cpl=system.ss.dpl,
-        cs=system.cs,
-        ss=system.ss,
-        tr=system.tr,
-        ldt=system.ldt,
-        gdt=system.gdt,
-        idt=system.idt,
-        cr0=system.cr0,
-        cr2=system.cr2,
-        cr3=system.cr3,
-        cr4=system.cr4,
-        efer=system.efer,
-    )
-    memory = events.LinearMemory(cast(GuestRam, _Untouched(ram)), cpu)
+    cpu = events.EventCpu.of(registers, system)
+    memory = LinearMemory(cast(GuestRam, _Untouched(ram)), cpu)
     try:
         code = 0 if vector in events.WITH_ERROR_CODE else None
         events.deliver(cpu, memory, events.Event(vector, code))
-    except events.Fault as fault:
+    except Fault as fault:
         return fault.gate
-    except (events.OutsideRam, Unsupported) as error:
+    except (OutsideRam, Unsupported) as error:
         return str(error)
     return ""

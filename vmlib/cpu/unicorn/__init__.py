@@ -1,7 +1,8 @@
 """The emulator engine: vCPUs on Unicorn, and all of vmlib that needs Unicorn installed.
 
-`vm.py` is the VM and `vcpu.py` the vCPU that a caller sees; `loop.py` runs it from one exit to the
-next, `traps.py` and `intercepts.py` say where it stops, and `state.py` moves whole CPU states.
-`raw.py`, alone, talks to the library, whose blocks `blocks.py` makes shorter. `svm.py` and
-`world_switch.py` are the AMD-V inside Unicorn.
+`vm.py` is the VM and `vcpu.py` the vCPU that a caller sees. `loop.py` runs it from one exit to the
+next, `unfinished.py` ends the instruction that an exit left open, `delivery.py` does exceptions
+and interrupts; `traps.py` and `intercepts.py` say where it stops, `state.py` moves whole states.
+Below them `emulator.py` is one engine, `raw.py` the library, `proof.py` proves where that keeps
+its state, and `blocks.py` shortens its blocks. `svm.py` and `world_switch.py` are its AMD-V.
 """

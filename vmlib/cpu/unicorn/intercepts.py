@@ -12,10 +12,11 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vmlib.cpu.events import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.exits import Cpuid, Cr3Write, Exit, Hypercall, MsrRead, MsrWrite
+from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.scan import instruction_length, sites
 from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.emulator import Emulator
 from vmlib.cpu.unicorn.traps import Traps
 from vmlib.errors import Unsupported
 from vmlib.units import PAGE_SIZE
@@ -32,7 +33,7 @@ class Intercepts:
 
     def __init__(
         self,
-        emu: raw.Emulator,
+        emu: Emulator,
         traps: Traps,
         memory: Callable[[], LinearMemory],
         stale: Callable[[], None],

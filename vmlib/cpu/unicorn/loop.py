@@ -5,75 +5,34 @@ exit that a hook has noted, an exception or a call to deliver, a HLT, or nothing
 again. Before the first round the instruction of the last exit is finished.
 """
 
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmlib.cpu import events
 from vmlib.cpu.budget import Budget, Watchdog
-from vmlib.cpu.engine import BaseVcpu
-from vmlib.cpu.exits import (
-    BudgetSpent,
-    Debug,
-    EngineFailure,
-    Exit,
-    Halt,
-    InterruptWindow,
-    IoIn,
-    IoOut,
-    Kicked,
-    Mmio,
-    answer_size,
-)
-from vmlib.cpu.fast_calls import syscall, sysenter
-from vmlib.cpu.unicorn import raw, state
-from vmlib.cpu.unicorn.intercepts import Intercepts
-from vmlib.cpu.unicorn.traps import IO_BREAKPOINT, STEPPED, SYSCALL, SYSENTER, Traps
-from vmlib.errors import Unsupported
+from vmlib.cpu.exits import BudgetSpent, Debug, EngineFailure, Exit, Halt, Kicked
+from vmlib.cpu.unicorn.traps import IO_BREAKPOINT
+from vmlib.cpu.unicorn.unfinished import ROUND, Unfinished
 
 if TYPE_CHECKING:
     from vmlib.cpu.unicorn.vm import UnicornVm
 
-_ROUND = 100_000  # instructions between two looks round when they are counted
-_LONGEST = 15  # bytes of an instruction
 _STOP_AGAIN = 0.0005
-# What the emulator takes for invalid and a processor does not: INT1 calls the handler of #DB, and
-# RDPMC finds no counter, for this processor has none (Intel SDM vol. 2A, INT n; vol. 2B, RDPMC).
-_INT1, _RDPMC = 0xF1, b"\x0f\x33"
-_IF, _TF = events.IF, events.TF
 
 
-class EmulatorLoop(BaseVcpu):
+class EmulatorLoop(Unfinished):
     """One vCPU on Unicorn, as far as running goes."""
 
     def __init__(self, vm: "UnicornVm", index: int) -> None:
-        super().__init__(index)
-        self._vm = vm
-        self._ram = vm.ram
-        self._emu = raw.Emulator()
-        self._emu.map_ram(0, vm.ram.size, vm.ram.hva)
-        self._traps = Traps(self._emu, vm.ram.size, vm)
-        self._traps.may_use_ports = self._may_use_ports
-        self._intercepts = Intercepts(self._emu, self._traps, self._memory, self._code_written)
-        vm.ram.watchers.append(self._intercepts.written)
-        self._controller = vm.controller if index == 0 else None
-        self._plain = False
-        self._passing = self._reported = -1
-        self._hypercalls = self._acknowledged = 0
+        super().__init__(vm, index)
+        self._passing = -1
         self._breakpoints: dict[int, int] = {}
-        self._vector: int | None = None
-        self._data: bytes | None = None
-        self._kicked = self._slice_over = self._inside = self._stale = False
-        self._again = self._asleep = self._waiting = False
+        self._kicked = self._inside = False
         self._thread = 0
-        self._awake = threading.Event()
         self._budget = Budget()
         self._watchdog: Watchdog | None = None
-        self._left = 0
-        self._ahead: list[Exit] = []  # came while an instruction was being finished
         self._emu.hflags.value |= IO_BREAKPOINT
 
     @property
@@ -216,7 +175,7 @@ class EmulatorLoop(BaseVcpu):
         if counting and self._left <= 0:
             return BudgetSpent(str(self._budget)), -1
         if not limit and (counting or self._breakpoints or self._intercepts.hooks_code):
-            limit = min(self._left, _ROUND) if counting else _ROUND
+            limit = min(self._left, ROUND) if counting else ROUND
         return None, limit
 
     def _plainly(self) -> bool:
@@ -231,214 +190,6 @@ class EmulatorLoop(BaseVcpu):
             and self._controller is None
             and len(self._vm.vcpus) <= 1
         )
-
-    def _leave(self) -> Exit:
-        """Put the registers where they belong for the exit that a hook has noted."""
-        traps = self._traps
-        ended, traps.exit = traps.exit, None
-        assert ended is not None
-        if traps.redo is not None:  # an IN: stopped in time, but its zero is in RAX
-            rip, rax = traps.redo
-            traps.redo = None
-            struct.pack_into("=Q", self._emu.view, raw.GPRS, rax)
-            self._emu.rip.value = rip
-            self._again = True
-        elif isinstance(ended, Mmio):
-            self._again = True
-        elif isinstance(ended, Debug):
-            self._reported = ended.address
-        return ended
-
-    def _undo(self) -> None:
-        """Take back what ran too long, and have it stop in time from the next time on."""
-        traps = self._traps
-        traps.undo()
-        if isinstance(traps.exit, IoIn | IoOut):
-            traps.learn(self._intercepts.code(_LONGEST))
-            self._again = True
-        elif traps.vector is not None:  # a port that is closed to the guest
-            self._emu.error_code.value = self._emu.is_int.value = 0
-
-    # --- finishing what an exit has left unfinished ---------------------------------------------
-
-    def _answer(self, data: bytes) -> None:
-        self._data = data
-
-    def _forget(self) -> None:
-        self._traps.forget()
-        self._pending = self._data = self._vector = None
-        self._ahead.clear()
-        self._again = self._asleep = self._waiting = False
-
-    def _abandon(self) -> None:
-        """Finish the pending instruction, but not the exits it has yet to make: other registers
-        are about to replace its results."""
-        self._settle()
-        if self._ahead:
-            self._ahead.clear()
-            self._traps.forget()
-            self._again = False
-
-    def _settle(self) -> None:
-        """Finish the pending instruction, so that the registers are those after it.
-
-        One that reads a device and then writes it makes its second exit now, for the next `run`.
-        As in KVM a store waits for nobody: only a second load leaves the instruction unfinished.
-        """
-        while self._pending is not None and not self._ahead_of_a_load():
-            if (ended := self._resume(stepping=True)) is not None:
-                self._plain = False
-                self._ahead.append(ended)
-                if isinstance(ended, Mmio) and ended.data is not None:
-                    self._pending = ended
-
-    def _ahead_of_a_load(self) -> bool:
-        return bool(self._ahead) and answer_size(self._ahead[-1]) is not None
-
-    def _resume(self, stepping: bool) -> Exit | None:
-        """Make ready to go on after an exit; return the next one if its instruction makes another.
-
-        An IN or OUT is executed again as part of what follows, unless something must come after it
-        and before the next instruction; a load or store from a device is always stepped over.
-        """
-        pending, data = self._pending, self._data
-        self._pending = self._data = None
-        traps = self._traps
-        if not self._again:
-            if pending is not None:
-                self._intercepts.finish(pending, data)
-            return None
-        if isinstance(pending, IoOut):
-            traps.passed = True
-        elif isinstance(pending, IoIn):
-            traps.answer = int.from_bytes(data or b"\xff" * pending.size, "little")
-        elif isinstance(pending, Mmio):
-            if pending.data is None:
-                bytes_read = data or b"\xff" * pending.size
-                traps.known.update(enumerate(bytes_read, pending.gpa))
-            else:
-                traps.written.update(range(pending.gpa, pending.gpa + pending.size))
-            stepping = True
-        self._again = False
-        if stepping or self._vector is not None or self._controller is not None:
-            return self._step_over()
-        self._left += 1  # it was counted when it stopped, and will be once more
-        return None
-
-    def _step_over(self) -> Exit | None:
-        """Execute one instruction that is known to be plain I/O, by the trap flag.
-
-        Not by an instruction limit: setting one drops all translations.
-        """
-        emu, traps = self._emu, self._traps
-        rflags, dr6 = emu.read(raw.EFLAGS), emu.read(raw.DR0 + 6)
-        emu.write(raw.EFLAGS, rflags | _TF)
-        traps.stepping = True
-        while traps.vector is None and traps.exit is None and traps.raised is None:
-            if (
-                emu.start(_ROUND if emu.counting else 0)
-                and traps.exit is None
-                and traps.vector is None
-            ):
-                break
-        traps.stepping = False
-        traps.restore_debug()
-        if traps.must_undo:
-            traps.undo()
-        emu.write(raw.EFLAGS, emu.read(raw.EFLAGS) & ~_TF | rflags & _TF)
-        if traps.exit is not None:
-            return self._leave()
-        traps.known.clear()
-        traps.written.clear()
-        if traps.vector == STEPPED:
-            traps.vector = None
-            emu.old_exception.value = -1
-            if rflags & _TF:
-                return self._deliver(events.Event(events.DB))
-            emu.write(raw.DR0 + 6, dr6)
-        elif traps.vector is not None:
-            return self._event()
-        return None
-
-    # --- events -------------------------------------------------------------------------------
-
-    def _event(self) -> Exit | None:
-        """Do what the processor does with the exception or call that a hook has noted."""
-        emu, traps = self._emu, self._traps
-        vector, traps.vector = traps.vector, None
-        assert vector is not None
-        emu.old_exception.value = -1
-        if vector in (SYSCALL, SYSENTER):
-            return self._fast_call(vector)
-        if vector == events.UD and (call := self._intercepts.hypercall()):
-            if isinstance(call, Exit):
-                return call
-            self._hypercalls += 1
-            return None
-        if vector == events.UD and (opcode := self._intercepts.code(2)):
-            if opcode[0] == _INT1:
-                emu.rip.value += 1
-                return self._deliver(events.Event(events.DB, None, "external"))
-            if opcode == _RDPMC:
-                return self._deliver(events.Event(events.GP, 0))
-        code = emu.error_code.value if vector in events.WITH_ERROR_CODE else None
-        kind: events.Kind = "software" if emu.is_int.value else "fault"
-        emu.is_int.value = 0
-        return self._deliver(events.Event(vector, None if kind == "software" else code, kind))
-
-    def _deliver(self, event: events.Event) -> Exit | None:
-        cpu = state.read_event_cpu(self._emu)
-        try:
-            failed = events.raise_event(cpu, events.LinearMemory(self._ram, cpu), event)
-        except Unsupported as error:
-            return EngineFailure(str(error))
-        if failed is None:
-            state.write_event_cpu(self._emu, cpu)
-        return failed
-
-    def _fast_call(self, which: int) -> Exit | None:
-        emu = self._emu
-        cpu = state.read_event_cpu(emu)
-        back = cpu.rip
-        done = syscall(cpu, emu.rdmsr, back) if which == SYSCALL else sysenter(cpu, emu.rdmsr)
-        if isinstance(done, events.Event):
-            emu.rip.value -= 2  # the emulator stands behind the two bytes already
-            return self._deliver(done)
-        if done is not None:
-            back, rflags = done
-            struct.pack_into("=Q", emu.view, raw.GPRS + 8, back)
-            if rflags >= 0:
-                struct.pack_into("=Q", emu.view, raw.GPRS + 88, rflags)
-        state.write_event_cpu(emu, cpu)
-        return None
-
-    def _interrupts(self, limit: int) -> tuple[Exit | None, int]:
-        """Deliver a waiting interrupt if the guest can take it; else return a limit of one
-        instruction, after which to look again. A guest that sleeps is woken, or slept for."""
-        controller = self._controller
-        waiting = self._vector is not None or (controller is not None and controller.pending())
-        takes = self._emu.read(raw.EFLAGS) & _IF and not state.shadow(self._emu)
-        if self._asleep:
-            if not (waiting and takes):
-                self._awake.wait()
-                self._awake.clear()
-                self._slice_over = True  # look round before sleeping on
-                return None, limit
-            self._asleep = False
-        if not waiting:
-            return None, limit
-        if not takes:
-            self._waiting = True
-            return None, 1
-        if self._waiting and controller is None:
-            self._waiting = False
-            return InterruptWindow(), limit
-        vector, self._vector = self._vector, None
-        if vector is None:
-            assert controller is not None
-            vector = controller.acknowledge()
-            self._acknowledged += 1
-        return self._deliver(events.Event(vector, None, "external")), limit
 
     def _look_round(self) -> Exit | None:
         """Somebody has set a flag: time is up, a kick, a turn, code written from outside."""
@@ -458,23 +209,11 @@ class EmulatorLoop(BaseVcpu):
             turns.take(self.look_up)
         return None
 
-    # --- small change -------------------------------------------------------------------------
-
     def _executed(self) -> int:
         """Instructions of the last start, the unfinished one included."""
         if self._traps.must_undo:
             return self._traps.counted
         return self._emu.executed.value
-
-    def _code_written(self) -> None:
-        self._stale = True
-        self.look_up()
-
-    def _memory(self) -> events.LinearMemory:
-        return events.LinearMemory(self._ram, state.read_event_cpu(self._emu))
-
-    def _may_use_ports(self, port: int, size: int) -> bool:
-        return state.may_use_ports(self._emu, self._memory(), port, size)
 
     def _on_breakpoint(self, _: Any, address: int, __: int, ___: Any) -> None:
         if self._passing == address:

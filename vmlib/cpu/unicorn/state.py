@@ -8,7 +8,8 @@ target/i386/cpu.h: `cpu_x86_load_seg_cache`; helper.c: `cpu_x86_update_cr0`).
 
 import struct
 
-from vmlib.cpu.events import EventCpu, Fault, Memory, OutsideRam
+from vmlib.cpu.events import EventCpu
+from vmlib.cpu.linear import Fault, Memory, OutsideRam
 from vmlib.cpu.state import (
     CR0_PE,
     EFER_LMA,
@@ -18,6 +19,7 @@ from vmlib.cpu.state import (
     Table,
 )
 from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.emulator import Emulator
 from vmlib.errors import Unsupported
 
 _GPRS = struct.Struct("=17Q")
@@ -47,7 +49,7 @@ MSRS += (0xC0000102, 0xC0000103)
 _RESTORED = MSRS[2:]
 
 
-def read_registers(emu: raw.Emulator) -> Registers:
+def read_registers(emu: Emulator) -> Registers:
     """Return the general registers."""
     values = _GPRS.unpack_from(emu.view, raw.GPRS)
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rip = values
@@ -55,7 +57,7 @@ def read_registers(emu: raw.Emulator) -> Registers:
     return Registers(*low, r8, r9, r10, r11, r12, r13, r14, r15, rip, emu.read(raw.EFLAGS))
 
 
-def write_registers(emu: raw.Emulator, registers: Registers) -> None:
+def write_registers(emu: Emulator, registers: Registers) -> None:
     """Replace the general registers."""
     r = registers
     low = (r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi)
@@ -64,7 +66,7 @@ def write_registers(emu: raw.Emulator, registers: Registers) -> None:
     emu.write(raw.EFLAGS, r.rflags)
 
 
-def read_system(emu: raw.Emulator) -> SystemRegisters:
+def read_system(emu: Emulator) -> SystemRegisters:
     """Return segments, tables, control registers and EFER."""
     flat = _SEGMENTS.unpack_from(emu.view, raw.SEGMENTS)
     es, cs, ss, ds, fs, gs, ldt, tr = (_segment(flat, i) for i in range(8))
@@ -76,7 +78,7 @@ def read_system(emu: raw.Emulator) -> SystemRegisters:
     )
 
 
-def write_system(emu: raw.Emulator, system: SystemRegisters) -> None:
+def write_system(emu: Emulator, system: SystemRegisters) -> None:
     """Replace them, and what the emulator derives from them."""
     s = system
     flat: list[int] = []
@@ -120,7 +122,7 @@ def _stack_digest(flags: int, ss: int, cr0: int, rflags: int, bases: bool) -> in
     return flags | (bool(plain) or bases) << _ADDSEG
 
 
-def read_event_cpu(emu: raw.Emulator) -> EventCpu:
+def read_event_cpu(emu: Emulator) -> EventCpu:
     """Return what delivering an event needs."""
     flat = _SEGMENTS.unpack_from(emu.view, raw.SEGMENTS)
     cr0, _, cr2, cr3, cr4 = _CONTROL.unpack_from(emu.view, raw.CR0)
@@ -145,7 +147,7 @@ def read_event_cpu(emu: raw.Emulator) -> EventCpu:
     )
 
 
-def write_event_cpu(emu: raw.Emulator, cpu: EventCpu) -> None:
+def write_event_cpu(emu: Emulator, cpu: EventCpu) -> None:
     """Take over what delivering an event has changed."""
     for at, segment in ((1, cpu.cs), (2, cpu.ss)):
         raw.SEGMENT.pack_into(
@@ -172,17 +174,17 @@ def write_event_cpu(emu: raw.Emulator, cpu: EventCpu) -> None:
     emu.hflags.value = flags & ~3 | cpu.cpl
 
 
-def shadow(emu: raw.Emulator) -> bool:
+def shadow(emu: Emulator) -> bool:
     """Say whether the instruction after STI or MOV SS comes next."""
     return bool(emu.hflags.value & _SHADOW)
 
 
-def set_shadow(emu: raw.Emulator, on: bool) -> None:
+def set_shadow(emu: Emulator, on: bool) -> None:
     """Set that."""
     emu.hflags.value = emu.hflags.value & ~_SHADOW | on << 3
 
 
-def read_xsave(emu: raw.Emulator) -> bytes:
+def read_xsave(emu: Emulator) -> bytes:
     """Return x87 and SSE as an XSAVE area (Intel SDM vol. 1, 13.4 and 10.5.1)."""
     area = bytearray(XSAVE_SIZE)
     tags = emu.read(raw.FPTAG) & 0xFFFF
@@ -198,7 +200,7 @@ def read_xsave(emu: raw.Emulator) -> bytes:
     return bytes(area)
 
 
-def write_xsave(emu: raw.Emulator, saved: bytes) -> None:
+def write_xsave(emu: Emulator, saved: bytes) -> None:
     """Take over an XSAVE area; components that are not in use are as after reset."""
     (used,) = struct.unpack_from("<Q", saved, _XSTATE_BV)
     if used & ~_X87_SSE:
@@ -223,24 +225,24 @@ def write_xsave(emu: raw.Emulator, saved: bytes) -> None:
         emu.write_wide(raw.XMM0 + i, bytes(area[160 + 16 * i : 176 + 16 * i]))
 
 
-def read_msrs(emu: raw.Emulator) -> tuple[tuple[int, int], ...]:
+def read_msrs(emu: Emulator) -> tuple[tuple[int, int], ...]:
     """Return the model-specific registers that a guest may have set."""
     return tuple((index, emu.rdmsr(index)) for index in MSRS)
 
 
-def write_msrs(emu: raw.Emulator, msrs: tuple[tuple[int, int], ...]) -> None:
+def write_msrs(emu: Emulator, msrs: tuple[tuple[int, int], ...]) -> None:
     """Set those that the emulator has; the clock goes on by itself."""
     for index, value in msrs:
         if index in _RESTORED:
             emu.wrmsr(index, value)
 
 
-def read_debug(emu: raw.Emulator) -> tuple[int, ...]:
+def read_debug(emu: Emulator) -> tuple[int, ...]:
     """Return DR0 to DR3, DR6 and DR7."""
     return tuple(emu.read(raw.DR0 + i) for i in (0, 1, 2, 3, 6, 7))
 
 
-def write_debug(emu: raw.Emulator, debug: tuple[int, ...]) -> None:
+def write_debug(emu: Emulator, debug: tuple[int, ...]) -> None:
     """Set them."""
     for i, value in zip((0, 1, 2, 3, 6, 7), debug, strict=True):
         emu.write(raw.DR0 + i, value)
@@ -255,7 +257,7 @@ def _table(flat: tuple[int, ...], i: int) -> Table:
     return Table(flat[4 * i + 1], flat[4 * i + 2])
 
 
-def may_use_ports(emu: raw.Emulator, memory: Memory, port: int, size: int) -> bool:
+def may_use_ports(emu: Emulator, memory: Memory, port: int, size: int) -> bool:
     """Say whether a guest outside ring 0 has the right to I/O (Intel SDM vol. 1, 19.5).
 
     IOPL decides, and where it says no, the bit map in the TSS.

@@ -27,6 +27,7 @@ from vmlib.cpu.npt import NestedFault, NestedTables
 from vmlib.cpu.state import Registers, SystemRegisters
 from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.unicorn import world_switch as world
+from vmlib.cpu.unicorn.emulator import Emulator
 from vmlib.cpu.vmcb import (
     EFER_SVME,
     EVENT_VALID,
@@ -74,7 +75,7 @@ class SvmHost:
         self._injected: int | None = None
         self._outside: int | None = None
         self._stale = True
-        self._emu = raw.Emulator(model=_EPYC)
+        self._emu = Emulator(model=_EPYC)
         self._emu.map_ram(0, self.ram.size, self.ram.hva)
         for kind, call in (
             (raw.HOOK_INTERRUPT, raw.INTERRUPT_HOOK(self._on_interrupt)),

@@ -23,6 +23,7 @@ from vmlib.cpu.engine import ReadHandler, WriteHandler
 from vmlib.cpu.events import GP, UD
 from vmlib.cpu.exits import EngineFailure, Exit, Mmio, io_in, io_out
 from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.emulator import Emulator
 
 HOLE_END = 1 << 40
 """The emulated CPU has 40 physical address bits; all of them that are not RAM may be devices."""
@@ -57,7 +58,7 @@ class Inside(Protocol):
 class Traps:
     """The hooks of one emulator, and what they caught since the last `clear`."""
 
-    def __init__(self, emu: raw.Emulator, ram_size: int, inside: Inside) -> None:
+    def __init__(self, emu: Emulator, ram_size: int, inside: Inside) -> None:
         self.emu = emu
         self.exit: Exit | None = None
         self.vector: int | None = None

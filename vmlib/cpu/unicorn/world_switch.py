@@ -12,20 +12,14 @@ import struct
 from dataclasses import replace
 from typing import cast
 
-from vmlib.cpu.events import (
-    WITH_ERROR_CODE,
-    Event,
-    EventCpu,
-    Fault,
-    LinearMemory,
-    OutsideRam,
-    raise_event,
-)
+from vmlib.cpu.events import WITH_ERROR_CODE, Event, EventCpu, raise_event
 from vmlib.cpu.exits import Shutdown
+from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.npt import NestedFault, NestedMemory
 from vmlib.cpu.scan import instruction_length
 from vmlib.cpu.state import CR0_PE, Registers
 from vmlib.cpu.unicorn import raw, state
+from vmlib.cpu.unicorn.emulator import Emulator
 from vmlib.cpu.vmcb import Vmcb
 from vmlib.memory import GuestRam
 
@@ -36,7 +30,7 @@ _HFLAGS2 = raw.HFLAGS + 4
 _LONGEST = 15
 
 
-def save_guest(emu: raw.Emulator, vmcb: Vmcb) -> Registers:
+def save_guest(emu: Emulator, vmcb: Vmcb) -> Registers:
     """Store the guest in its VMCB; return the general registers, which have no place there."""
     guest, now = state.read_system(emu), state.read_registers(emu)
     for name in ("ES", "CS", "SS", "DS"):
@@ -55,7 +49,7 @@ def save_guest(emu: raw.Emulator, vmcb: Vmcb) -> Registers:
     return replace(now, rax=0, rsp=0, rip=0, rflags=2)
 
 
-def load_host(emu: raw.Emulator, saved: Vmcb) -> None:
+def load_host(emu: Emulator, saved: Vmcb) -> None:
     """Load the host from its save area and leave guest mode."""
     guest, now = state.read_system(emu), state.read_registers(emu)
     leave_guest_mode(emu)
@@ -70,19 +64,19 @@ def load_host(emu: raw.Emulator, saved: Vmcb) -> None:
     state.write_debug(emu, NO_BREAKPOINTS)
 
 
-def leave_guest_mode(emu: raw.Emulator) -> None:
+def leave_guest_mode(emu: Emulator) -> None:
     """Clear what the emulator remembers of a guest, and a HLT."""
     emu.hflags.value &= ~(GUEST_MODE | _SHADOW)
     emu.halted.value = 0
     set_hflags2(emu, hflags2(emu) & ~(_HIF | _VINTR | _NPT))
 
 
-def hflags2(emu: raw.Emulator) -> int:
+def hflags2(emu: Emulator) -> int:
     """Return the emulator's second word of hidden flags, which holds GIF."""
     return int(struct.unpack_from("=I", emu.view, _HFLAGS2)[0])
 
 
-def set_hflags2(emu: raw.Emulator, flags: int) -> None:
+def set_hflags2(emu: Emulator, flags: int) -> None:
     """Replace it."""
     struct.pack_into("=I", emu.view, _HFLAGS2, flags)
 
@@ -94,7 +88,7 @@ def guest_memory(ram: GuestRam, vmcb: Vmcb, cpu: EventCpu) -> LinearMemory:
     return LinearMemory(ram, cpu)
 
 
-def deliver(emu: raw.Emulator, ram: GuestRam, vmcb: Vmcb, vector: int) -> Shutdown | None:
+def deliver(emu: Emulator, ram: GuestRam, vmcb: Vmcb, vector: int) -> Shutdown | None:
     """Deliver an exception or INT n through the guest's IDT; return a Shutdown if that fails.
 
     `NestedFault` where the second stage refuses a table or the stack.
@@ -110,7 +104,7 @@ def deliver(emu: raw.Emulator, ram: GuestRam, vmcb: Vmcb, vector: int) -> Shutdo
     return shut
 
 
-def next_rip(emu: raw.Emulator, ram: GuestRam, vmcb: Vmcb) -> int | None:
+def next_rip(emu: Emulator, ram: GuestRam, vmcb: Vmcb) -> int | None:
     """Return RIP behind the guest's instruction (15.7.1), None for one that is not known here."""
     cpu, system = state.read_event_cpu(emu), state.read_system(emu)
     at = cpu.rip + (0 if system.mode == "long" else cpu.cs.base)
