@@ -17,7 +17,12 @@ from vmlib.units import parse_size
 
 TOOL = "kvm-amd under qemu-system-x86_64 -accel tcg"
 SETTINGS = list(product(TRIES, (False, True), (False, True)))
-FIGURE = ["vmlib/cpu/loop.py", "vmlib/cpu/images/loop.lst", "vmlib/loop_trace.py"]
+FIGURE = [
+    "vmlib/cpu/loop.py",
+    "vmlib/cpu/images/loop.lst",
+    "vmlib/cpu/lanes_state.py",
+    "vmlib/loop_trace.py",
+]
 FIGURE += ["vmlib/devices/pic.py", *EMULATOR_FILES]
 
 # What the chapter says of each instruction: for what it leaves the guest, for what KVM_RUN returns.

@@ -192,7 +192,7 @@ def test_single_steps_on_a_true_kvm(box, check):
         "KVM; SYSCALL with its handler",
         tool="KVM in a box (kvm-amd under qemu-system-x86_64 -accel tcg)",
         tool_version=f"Linux {box.version}, QEMU {qemu.version()}",
-        covers=[*OURS, GUESTS[0], "vmlib/cpu/fall_trace.py"],
+        covers=[*OURS, GUESTS[0], "vmlib/cpu/fall_trace.py", "vmlib/cpu/lanes_state.py"],
     ) as record:
         ours, real = trace_of("unicorn", "syscall"), done["syscall"].value
         record.show("steps of SYSCALL", len(ours["steps"]), len(real["steps"]))
