@@ -4,7 +4,7 @@ _SHARED = ["vmlib/cpu/state.py", "vmlib/cpu/engine.py", "vmlib/cpu/exits.py"]
 _EMULATOR = [
     "raw",
     "proof",
-    "blocks",
+    "mends",
     "emulator",
     "state",
     "traps",

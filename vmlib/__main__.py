@@ -148,7 +148,7 @@ def _oddities(kvm: str) -> None:
     if found := oddities.present(kvm):
         print(f"\nWhere this host's KVM ({found[0].module}) is not what the manuals say")
     for one in found:
-        text = f"{one.what}; the rule: {one.rule}."
+        text = f"{one.what}; the rule: {one.rule}. Why: {one.cause}."
         print(textwrap.fill(text, 98, initial_indent="  ", subsequent_indent="    "))
 
 

@@ -24,13 +24,6 @@ LEFT_OUT = {
 }
 """What is not fuzzed, and why."""
 
-CRASHES = {
-    "LOCK before BT, BTS, BTR or BTC on a register aborts": ("f0 0f ab c8", {}),
-    "PCMPESTRI with a length of -2^31 reads far outside": ("66 0f 3a 61 c1 00", {"rax": 1 << 31}),
-    "PCMPESTRM does so too": ("66 0f 3a 60 c1 00", {"rdx": 1 << 31}),
-}
-"""What ends the process that Unicorn 2.1.4 runs in, as code and registers: not fuzzed either."""
-
 
 @dataclass(frozen=True)
 class Row:

@@ -95,7 +95,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         seen_in="bsf",
     ),
     Tolerance(
-        "unaligned",  # kvm_pvm makes #UD of the CPU's #GP: it looks first whether it can emulate
+        "unaligned",  # kvm_pvm: see oddity unaligned_ring3
         "bug",
         (),
         "vol. 1, 10.4.1.1 and 11.4: #GP where 16 bytes are not aligned",

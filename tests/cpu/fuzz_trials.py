@@ -33,8 +33,7 @@ ROWS = INTEGER + SSE
 MIDDLE = 96  # of the 256 bytes of a record's memory; what a fixed-up address is near
 RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(1, 8)
 FEW_SHARE, LOCKED, SEGMENT, SHORT_ADDRESS = 0.3, 0.06, 0.04, 0.06
-CRASH_LOCKED = ("bt", "bts", "btr", "btc")  # on a register: see fuzz_table.CRASHES
-LENGTHS = [*range(20), (1 << 32) - 1, (1 << 32) - 9, (1 << 31) - 1, (1 << 63) + 5]
+LENGTHS = [*range(20), (1 << 32) - 1, (1 << 32) - 9, (1 << 31) - 1, 1 << 31, (1 << 63) + 5]
 _SEGMENTS = [bytes([byte]) for byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)]
 
 
@@ -85,7 +84,7 @@ class Maker:
         head, rex, modrm, memory, short = self._operands(row, words, len(imm))
         if short:
             legacy = b"\x67" + legacy
-        if locked and "vex" not in words and (memory or row.name not in CRASH_LOCKED):
+        if locked and "vex" not in words:
             legacy = b"\xf0" + legacy
         rex |= wide
         if "vex" in words:

@@ -6,10 +6,7 @@ the emulator against silicon. `fuzz_tolerances.py` lists where the two may diffe
 
 import os
 import secrets
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import fuzz_run
 import numpy as np
@@ -22,7 +19,6 @@ from fuzz_guest import (
     ERROR,
     FAULT_RIP,
     FLAGS,
-    GPRS,
     MEMORY,
     MXCSR,
     PAD,
@@ -30,14 +26,12 @@ from fuzz_guest import (
     VECTOR,
     WORD,
     XMM,
-    Batch,
-    Runner,
     slot,
     slots,
 )
 from fuzz_run import EMULATED, Fuzz
 from fuzz_state import states
-from fuzz_table import CRASHES, LEFT_OUT
+from fuzz_table import LEFT_OUT
 from fuzz_tolerances import TOLERANCES, explain
 from fuzz_trials import ROWS, Maker, fill, trials
 
@@ -183,30 +177,6 @@ def test_only_a_repeat_can_blame_kvm(monkeypatch):
         assert both.used[EMULATED] == 1
         calls, times = [], 2
         assert list(both.run(3, 64, rows)) == [5]
-
-
-@pytest.mark.needs("unicorn")
-@pytest.mark.parametrize("name", CRASHES)
-def test_what_ends_the_process_still_does(name):
-    """Bugs of Unicorn's that the generator goes round; one that is mended fails here."""
-    code, registers = CRASHES[name]
-    program = f"import test_fuzz; test_fuzz.run_one({code!r}, {registers})"
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-    )
-    assert done.returncode in (-6, -11), done.stderr.decode()
-
-
-def run_one(code, registers):
-    """Run one instruction on the emulator."""
-    records = states(1, 1)
-    for name, value in registers.items():
-        records[0, GPRS.index(name)] = value
-    Runner("unicorn").run(Batch([bytes.fromhex(code)], records))
 
 
 def test_a_batch_depends_on_its_seed_alone():

@@ -152,6 +152,19 @@ def test_iopl_in_ring_3(code):
 
 
 @kvm
+@pytest.mark.parametrize(
+    ("code", "known"),
+    [("66 0f fc 04 25 08 00 03 00", False), ("0f 28 04 25 08 00 03 00", True)],
+    ids=["paddb", "movaps"],
+)
+def test_unaligned_operands_in_ring_3(code, known):
+    """An operand at 0x30008; of the two the kernel's emulator knows MOVAPS."""
+    with guest(code, bits=64, ring=3, gates=handlers(6, 13)) as vcpu:
+        vcpu.set_system(replace(vcpu.system(), cr4=vcpu.system().cr4 | CR4_OSFXSR))
+        assert vcpu.run() == told(6 if odd("unaligned_ring3") and not known else 13)
+
+
+@kvm
 def test_idt_limit_in_real_mode():
     """lidt [0x3000] with a limit of 0, then UD2"""
     with guest("0f 01 1e 00 30 0f 0b", gates=handlers(6)) as vcpu:

@@ -209,6 +209,12 @@ ODDITIES = (
         NATIVE,
     ),
     Oddity(
+        "unaligned_ring3",
+        "SSE arithmetic in ring 3 with an operand in memory that is not aligned raises #UD",
+        "it raises #GP where 16 bytes are not aligned (Intel SDM vol. 1, 11.4)",
+        "on #GP the module looks whether it can emulate the instruction, and cannot",
+    ),
+    Oddity(
         "syscall_off",
         "though EFER.SCE is clear, SYSCALL goes on at the address in IA32_LSTAR, still in ring 3, "
         "and SYSRET goes to ring 3",

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from vmlib.cpu.unicorn import raw
-from vmlib.cpu.unicorn.blocks import shorten_blocks
+from vmlib.cpu.unicorn.mends import mend
 from vmlib.errors import Unsupported
 
 _NOP = 0x90
@@ -28,7 +28,7 @@ def proven() -> None:
         raise Unsupported(
             f"Unicorn {raw.VERSION} is not the version this was made for, {raw.MADE_FOR}"
         )
-    shorten_blocks(raw.library)
+    mend(raw.library)
     handle = raw.open_cpu(raw.MODEL)
     try:
         values = [0x1122334455667700 + i for i in range(16)]
