@@ -1,5 +1,7 @@
 """The memory room: guest RAM, and the walk from a guest's address to it."""
 
+from vmlib.memory.cached_mmu import CachedMmu, TlbCounters
+from vmlib.memory.cached_walk import CachedWalk, Shortcut
 from vmlib.memory.four import (
     FourAddresses,
     HostAddress,
@@ -28,7 +30,9 @@ from vmlib.memory.second_stage import (
     translate_gpa,
 )
 from vmlib.memory.slots import MemorySlots, Slot
+from vmlib.memory.svm_mmu import SvmMmu
 from vmlib.memory.tables import Map, Tables, build_tables
+from vmlib.memory.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
 from vmlib.memory.walk import (
     Fault,
     TableMemory,
@@ -41,8 +45,12 @@ from vmlib.memory.walk import (
 
 __all__ = [
     "OUTSIDE_RAM",
+    "SPLIT",
+    "UNIFIED",
     "Access",
     "AccessRules",
+    "CachedMmu",
+    "CachedWalk",
     "Ept",
     "Fault",
     "FourAddresses",
@@ -50,6 +58,7 @@ __all__ = [
     "HostAddress",
     "Level",
     "Map",
+    "Mapping",
     "MemorySlots",
     "NestedMany",
     "NestedStep",
@@ -58,10 +67,16 @@ __all__ = [
     "PagingMode",
     "SecondStage",
     "SecondStageExit",
+    "Shortcut",
     "Slot",
+    "SvmMmu",
     "TableMemory",
     "TableOutsideRam",
     "Tables",
+    "Tag",
+    "TlbArray",
+    "TlbCounters",
+    "TlbShape",
     "Translation",
     "Walk",
     "WalkMany",

@@ -19,6 +19,7 @@ from vmlib.memory.paging import (
     ERROR_W,
     PS,
     Access,
+    AccessRules,
     D,
     PagingMode,
     flag_names,
@@ -105,21 +106,28 @@ def walk_nested(
     `memory` is the host's. Raises `TableOutsideRam` where a table of either stage is not in it.
     """
     mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
-    seen = _Guest(memory, second, mode, gva)
-    entries: list[int] = []
+    seen = GuestMemory(memory, second, mode, gva)
+    return follow_nested(seen, cr3, rules, pkru, access, set_ad)
+
+
+def follow_nested(
+    seen: "GuestMemory", cr3: int, rules: AccessRules, pkru: int, access: Access, set_ad: bool
+) -> NestedWalk:
+    """Walk the guest's tables as `seen` shows them: the core of `walk_nested`."""
+    gva, mode = seen.gva, seen.mode
     try:
-        gpa, size, fault = follow(seen, gva, cr3, mode, rules, pkru, False, entries)
+        gpa, size, fault = follow(seen, gva, cr3, mode, rules, pkru, False, seen.entries)
         if gpa is None:
             return NestedWalk(gva, None, None, 0, fault, None, tuple(seen.steps))
         seen.at_data()
         last = seen.translate(gpa, access)
         if set_ad:
             dirty = D if rules.error_code & ERROR_W else 0
-            passed = list(references(gva, cr3, mode, entries))
+            passed = list(references(gva, cr3, mode, seen.entries))
             if passed:
-                set_accessed_dirty(_Quiet(memory, second), passed, dirty)
+                set_accessed_dirty(_Quiet(seen), passed, dirty)
             for done, kind in seen.done:
-                set_second_stage_bits(memory, second, done, kind)
+                set_second_stage_bits(seen.host, seen.second, done, kind)
     except _Left as left:
         told = left.told
         return NestedWalk(gva, seen.final, None, 0, None, told, tuple(seen.steps))
@@ -137,52 +145,65 @@ class _Left(Exception):
 class _Quiet:
     """Guest-physical memory as the processor accesses it when it sets A and D of the guest."""
 
-    def __init__(self, memory: TableMemory, second: SecondStage) -> None:
-        self._memory = memory
-        self._second = second
+    def __init__(self, seen: "GuestMemory") -> None:
+        self._seen = seen
 
     def read_u64(self, gpa: int) -> int:
-        return self._memory.read_u64(self._hpa(gpa, table_access(self._second)))
+        return self._seen.host.read_u64(self._hpa(gpa, table_access(self._seen.second)))
 
     def write_u64(self, gpa: int, value: int) -> None:
-        self._memory.write_u64(self._hpa(gpa, "write"), value)
+        self._seen.host.write_u64(self._hpa(gpa, "write"), value)
 
     def _hpa(self, gpa: int, access: Access) -> int:
-        done = translate_gpa(self._memory, self._second, gpa, access, table=True)
+        done = self._seen.again(gpa, access)
         if done.hpa is None:
             assert done.exit is not None
             raise _Left(done.exit)
         return done.hpa
 
 
-class _Guest:
+class GuestMemory:
     """Guest-physical memory as a walk reads it, keeping each reference with its grid place."""
 
     def __init__(
         self, memory: TableMemory, second: SecondStage, mode: PagingMode | None, gva: int
     ) -> None:
-        self._memory = memory
-        self._second = second
+        self.host = memory
+        self.second = second
+        self.mode = mode
+        self.gva = gva
         self._levels = mode.levels if mode else ()
-        self._gva = gva
         self._table_access = table_access(second)
         self._column = 0
+        self.entries: list[int] = []
+        """The guest's entries as the walk took them, from the root down."""
         self.steps: list[NestedStep] = []
         self.done: list[tuple[Translation, Access]] = []
         self.final: int | None = None
         """The guest-physical address of the data, once it is known."""
+
+    def second_stage(self, gpa: int, access: Access, table: bool) -> tuple[Translation, int]:
+        """Translate, and say how many of the entries passed were not read: none, without caches."""
+        return translate_gpa(self.host, self.second, gpa, access, table=table), 0
+
+    def again(self, gpa: int, access: Access) -> Translation:
+        """Translate the address of a guest entry once more, to set its A and D."""
+        return translate_gpa(self.host, self.second, gpa, access, table=True)
 
     def at_data(self) -> None:
         """The guest's tables are through: what follows is the last column."""
         self._column = len(self._levels)
 
     def translate(self, gpa: int, access: Access) -> Translation:
+        """Take an address through the second stage and keep the references."""
         table = self._column < len(self._levels)
         if not table:
             self.final = gpa
-        done = translate_gpa(self._memory, self._second, gpa, access, table=table)
+        done, known = self.second_stage(gpa, access, table)
         for row, (level, at, entry) in enumerate(done.passed):
-            names = _second_flags(self._second, level, entry)
+            if row < known:
+                continue
+            names = _second_flags(self.second, level, entry)
             index = gpa >> 12 + 9 * (level - 1) & 511
             self._add(row, "host", level, _NAMES[level], index, gpa, at, entry, names)
         if done.hpa is None:
@@ -194,19 +215,20 @@ class _Guest:
     def read_u64(self, gpa: int) -> int:
         """Return the word around the guest entry at `gpa`."""
         level = self._levels[self._column]
-        index = level.index(self._gva)
+        index = level.index(self.gva)
         # An entry of 4 bytes is half of the word that is asked for.
         half = 4 * (index & 1) if level.entry_bytes == 4 else 0
         hpa = self.translate(gpa + half, self._table_access).hpa
         assert hpa is not None
-        word = self._memory.read_u64(hpa - half)
+        word = self.host.read_u64(hpa - half)
         entry = word >> 8 * half & (1 << 8 * level.entry_bytes) - 1
-        names, row = flag_names(entry, level), self._second.levels
+        names, row = flag_names(entry, level), self.second.levels
         self._add(row, "guest", level.number, level.name, index, gpa + half, hpa, entry, names)
         self._column += 1
         return word
 
     def write_u64(self, gpa: int, value: int) -> None:
+        """Nothing is written on the way."""
         raise AssertionError("A and D are set through _Quiet")
 
     def _add(
