@@ -30,6 +30,7 @@ from vmlib.memory.second_stage import (
     translate_gpa,
 )
 from vmlib.memory.slots import MemorySlots, Slot
+from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.svm_mmu import SvmMmu
 from vmlib.memory.tables import Map, Tables, build_tables
 from vmlib.memory.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
@@ -42,6 +43,9 @@ from vmlib.memory.walk import (
     translate,
     walk,
 )
+from vmlib.memory.walk_example import example_controls, example_host, record_example
+from vmlib.memory.walk_trace import opening as walk_opening
+from vmlib.memory.walk_trace import record_walk, record_walk_nested
 
 __all__ = [
     "OUTSIDE_RAM",
@@ -69,6 +73,7 @@ __all__ = [
     "SecondStageExit",
     "Shortcut",
     "Slot",
+    "SparseMemory",
     "SvmMmu",
     "TableMemory",
     "TableOutsideRam",
@@ -84,14 +89,20 @@ __all__ = [
     "WordMemory",
     "access_rules",
     "build_tables",
+    "example_controls",
+    "example_host",
     "flag_names",
     "four_addresses",
     "host_address",
     "paging_mode",
+    "record_example",
+    "record_walk",
+    "record_walk_nested",
     "translate",
     "translate_gpa",
     "walk",
     "walk_many",
     "walk_nested",
     "walk_nested_many",
+    "walk_opening",
 ]

@@ -14,8 +14,11 @@ SCRIPTS = (
     "experiment.js",
     "choices.js",
     "scene_lanes.js",
+    "scene_walk.js",
     "model_add.js",
     "model_loop.js",
+    "walking.js",
+    "model_walk.js",
     "predict.js",
 )
 STYLE = "player.css"

@@ -51,6 +51,7 @@ def player_data(
     title: str | None = None,
     start: int | None = None,
     model: str | None = None,
+    given: Mapping[str, Any] | None = None,
     inputs: Sequence[Mapping[str, Any]] = (),
     ask: Sequence[Mapping[str, Any]] = (),
     checks: Sequence[str] = (),
@@ -87,6 +88,7 @@ def player_data(
         "checks": list(checks),
         "link": link,
         "trace": pack(trace),
+        **({"given": dict(given)} if given else {}),
         **chosen,
     }
 
@@ -159,6 +161,7 @@ class Player(anywidget.AnyWidget):
     `link` a word that players moving together share. With `model`, `inputs` and `ask` the reader
     changes operands and commits a guess first: ``inputs=[{"key": "a", "label": "first", "value":
     200}]``, ``ask=[{"key": "output", "question": "What does it print?", "kind": "text"}]``.
+    `given` is what the model needs beside the trace: tables to walk, say.
     With `choices` the reader picks one of several recordings, `trace` among them; `choose` is the
     label of that control: ``choices=[{"label": "a page fault", "trace": trace, "start": 4,
     "answers": {"exits": 0}, "because": "…"}]``.
@@ -178,6 +181,7 @@ class Player(anywidget.AnyWidget):
         title: str | None = None,
         start: int | None = None,
         model: str | None = None,
+        given: Mapping[str, Any] | None = None,
         inputs: Sequence[Mapping[str, Any]] = (),
         ask: Sequence[Mapping[str, Any]] = (),
         checks: Sequence[str] = (),
@@ -191,6 +195,7 @@ class Player(anywidget.AnyWidget):
             "title": title,
             "start": start,
             "model": model,
+            "given": given,
             "inputs": inputs,
             "ask": ask,
             "checks": checks,

@@ -39,24 +39,30 @@
     const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
     const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => reveal(false) }, "show me");
 
-    // A number, one of several (`kind: "select"`, with options), or a switch (`kind: "toggle"`).
+    // A number, one of several (`kind: "select"`, with options), a switch (`kind: "toggle"`), or an
+    // address in hexadecimal (`kind: "address"`, with places worth a visit).
     function control(input, id) {
       if (input.kind === "select") {
         return h("select", { id, onchange: change }, input.options.map(([value, label]) =>
           h("option", { value, selected: value === input.value }, label)));
       }
       if (input.kind === "toggle") return h("input", { id, type: "checkbox", checked: Boolean(input.value), onchange: change });
+      if (input.kind === "address") return h("input", { id, type: "text", class: "vm-address", value: input.value,
+        autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: change });
       return h("input", { id, type: "number", inputmode: "numeric", min: input.min,
         max: input.max, step: 1, value: input.value, autocomplete: "off", oninput: change });
     }
     const valueOf = ({ input, box }) => input.kind === "toggle" ? box.checked
-      : input.kind === "select" ? box.value : Number(box.value);
+      : input.kind ? box.value : Number(box.value);
 
     const knobs = inputs.map((input) => {
       const id = `${player.name}-in-${input.key}`;
       const box = control(input, id);
       const label = h("label", { for: id }, inline(input.label || input.key));
-      return { input, box, field: h("p", { class: "vm-field" }, input.kind === "toggle" ? [box, label] : [label, box]) };
+      const places = (input.places || []).map(([name, value]) => h("button", { type: "button", class: "vm-quiet",
+        onclick: () => set(input.key, value) }, name));
+      return { input, box, field: h("p", { class: "vm-field" }, input.kind === "toggle" ? [box, label] : [label, box],
+        places.length ? h("span", { class: "vm-places", role: "group", "aria-label": "addresses worth a visit" }, places) : null) };
     });
     const guesses = ask.map((question) => {
       const id = `${player.name}-ask-${question.key}`;
@@ -76,6 +82,12 @@
 
     // Say what is wrong with an input and what would be right; null when nothing is.
     function trouble({ input, box }) {
+      if (input.check) {
+        const said = input.check(box.value);
+        if (said) box.setAttribute("aria-invalid", "true");
+        else box.removeAttribute("aria-invalid");
+        return said;
+      }
       if (input.kind) return null;
       const value = box.value.trim() === "" ? NaN : Number(box.value);
       const wrong = !Number.isInteger(value) || value < input.min || value > input.max;
@@ -94,16 +106,26 @@
       }
     }
 
+    // What a scene may do to an input: the same as the reader's own hand.
+    function set(key, value) {
+      const knob = knobs.find((one) => one.input.key === key);
+      if (!knob) return;
+      knob.box.value = value;
+      change();
+    }
+
     function compute(redraw) {
       if (!model) return;
       const values = Object.fromEntries(knobs.map((knob) => [knob.input.key, valueOf(knob)]));
       const recorded = knobs.every((knob) => valueOf(knob) === (knob.input.kind ? knob.input.value : Number(knob.input.value)));
-      const result = model.run(template, values);
+      const result = model.run(template, values, data.given);
       answers = result.answers;
       if (!redraw) return;
       const trace = recorded ? template
         : { ...result.trace, computed: `${MODEL_NOTE} “${data.model}”, from a trace of ${template.provenance.engine}` };
-      player.setTrace(trace, result.start ?? data.start ?? 0);
+      // Whoever looks at an end, and has nothing to guess, looks at the next one.
+      const stay = !ask.length && player.index === player.length - 1;
+      player.setTrace(trace, stay ? trace.steps.length - 1 : result.start ?? data.start ?? 0);
     }
 
     const truth = ({ question }) =>
@@ -150,6 +172,6 @@
 
     compute(false);
     if (ask.length) player.element.classList.add("vm-veiled");
-    return { form, get open() { return open; } };
+    return { form, set, get open() { return open; } };
   };
 })();

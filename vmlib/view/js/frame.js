@@ -109,10 +109,14 @@
       element.setAttribute("aria-label", data.title || trace.title);
       origin.textContent = trace.computed || provenance(trace);
       range.max = trace.steps.length - 1;
-      strip.replaceChildren();
-      body.replaceChildren();
-      aside.replaceChildren();
-      scene = vmView.scenes[trace.kind]({ trace, strip, body, aside, go: (i) => player.go(i, "reader") });
+      // A scene that can take another trace of its kind keeps what the reader has in hand.
+      if (!(scene && scene.renew && scene.renew(trace))) {
+        strip.replaceChildren();
+        body.replaceChildren();
+        aside.replaceChildren();
+        scene = vmView.scenes[trace.kind]({ trace, strip, body, aside, go: (i) => player.go(i, "reader"),
+          set: experiment && experiment.set });
+      }
       rows = marked = null;
       holder.replaceChildren();
       if (details.open) table();
