@@ -46,13 +46,13 @@ def addresses(chance: random.Random, n: int) -> list[int]:
     found = []
     for _ in range(n):
         gva = chance.choice(list(PLACES))
-        kind = chance.randrange(4)
+        kind = chance.randrange(8)
         if kind == 0:
             gva = chance.getrandbits(64)
-        elif kind == 1:
+        elif kind < 4:
             gva ^= chance.randrange(512) << 12 + 9 * chance.randrange(5)
             gva = gva & (1 << 48) - 1 | (0xFFFF << 48 if gva >> 47 & 1 else 0)
-        elif kind == 2:
+        elif kind < 6:
             gva += chance.randrange(-4, 5) << 12
         found.append(gva % (1 << 64))
     return found
@@ -111,10 +111,12 @@ def spoiled(chance: random.Random) -> tuple[SparseMemory, Any, dict[str, int]]:
     host = chance.choice(list(HOSTS))
     at = example_host(host)
     memory = SparseMemory(at.memory.size)
+    every = [0, 1, 2, 3, 5, 6, 7, 8, 12, 13, 21, 33, 40, 47, 50, 63]
+    wrong = chance.choice([every, every, [63], [5], [1, 2], [40]])
     for where, word in at.memory.words():
         for _ in range(2):
-            if chance.random() < 0.04:
-                word ^= 1 << chance.choice([0, 1, 2, 3, 5, 6, 7, 8, 12, 13, 21, 33, 40, 47, 50, 63])
+            if chance.random() < 0.05:
+                word ^= 1 << chance.choice(wrong)
         memory.write_u64(where, word)
     regs = dict(at.registers[chance.choice(list(GUESTS))])
     if regs["cr0"] >> 31:
