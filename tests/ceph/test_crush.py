@@ -1,0 +1,178 @@
+"""CRUSH held against the real crushtool: every algorithm, rule, tunables profile, weight-set."""
+
+import os
+import random
+import time
+from decimal import Decimal, getcontext
+
+import numpy as np
+import pytest
+from crush_maps import (
+    ALGS,
+    PROFILES,
+    WEIGHT_SETS,
+    Compiled,
+    map_text,
+    out_weights,
+    tool_weights,
+    version,
+)
+
+from vmlib.ceph import CrushMap, crush_hash, crush_ln, hash_many
+from vmlib.ceph import ln as tables
+
+COVERS = [
+    f"vmlib/ceph/{name}.py"
+    for name in ("hashing", "ln", "crush_map", "buckets", "knobs", "mapper", "read_json")
+]
+TEXT_COVERS = [*COVERS, "vmlib/ceph/read_text.py", "vmlib/ceph/shadows.py"]
+
+
+def combinations():
+    """Every algorithm with every profile; weight-sets, classes, equal weights take turns."""
+    for i, alg in enumerate(ALGS):
+        for j, profile in enumerate(PROFILES):
+            weight_set = WEIGHT_SETS[(i + j) % len(WEIGHT_SETS)]
+            # An empty uniform bucket makes the compiler abort, and the shadow of a tree bucket
+            # gets sums from memory that it did not clear: neither can be compared.
+            classes = (i + j) % 2 == 0 and alg not in ("uniform", "tree")
+            yield alg, profile, weight_set, classes, (i + j) % 3 == 0
+
+
+def compare(seed, combination, folder, xs, read):
+    """Yield (ours, the tool's) for every rule of one random map."""
+    alg, profile, weight_set, classes, equal = combination
+    text = map_text(seed, alg, profile, weight_set, classes, equal)
+    real = Compiled(text, folder)
+    crush = read(real, text)
+    weights = out_weights(seed, crush.max_devices)
+    mine = tool_weights(crush, weights)
+    for rule in crush.rules:
+        n = 1 + (seed + rule) % 6
+        for x, theirs in real.mappings(rule, n, xs, weights).items():
+            yield crush.map(rule, x, n, mine, "auto"), theirs, f"seed {seed} rule {rule} x {x}"
+
+
+@pytest.mark.needs("crushtool")
+def test_maps_from_json_place_as_crushtool(check, tmp_path):
+    with check(
+        "ceph/crush-json",
+        what="where random CRUSH maps, read from JSON, put random inputs",
+        tool="crushtool (Ceph)",
+        tool_version=version(),
+        covers=COVERS,
+    ) as done:
+        for seed, one in enumerate(combinations()):
+            read = lambda real, text: CrushMap.from_json(real.json())  # noqa: E731
+            for case in compare(seed, one, tmp_path, range(12), read):
+                done.case(*case)
+
+
+@pytest.mark.needs("crushtool")
+def test_maps_from_text_place_as_crushtool(check, tmp_path):
+    with check(
+        "ceph/crush-text",
+        what="where random CRUSH maps, read from text, put random inputs",
+        tool="crushtool (Ceph)",
+        tool_version=version(),
+        covers=TEXT_COVERS,
+    ) as done:
+        for seed, one in enumerate(combinations(), 1000):
+            read = lambda real, text: CrushMap.from_text(text)  # noqa: E731
+            for case in compare(seed, one, tmp_path, range(8), read):
+                done.case(*case)
+
+
+@pytest.mark.soak
+@pytest.mark.needs("crushtool")
+def test_half_a_million_mappings(tmp_path, log_soak):
+    base = int(os.environ.get("VMLIB_SEED", time.time()))
+    count, seed = 0, base
+    read = (
+        lambda real, text: CrushMap.from_json(real.json()),
+        lambda real, text: CrushMap.from_text(text),
+    )
+    while count < 500_000:
+        for one in combinations():
+            seed += 1
+            for ours, theirs, what in compare(seed, one, tmp_path, range(150), read[seed % 2]):
+                assert ours == theirs, what
+                count += 1
+    log_soak("CRUSH mappings against crushtool", base, count)
+
+
+def test_the_table_of_logarithms_is_the_formula_but_for_its_errata():
+    getcontext().prec = 60
+    two = Decimal(2).ln()
+
+    def exact(k, of):
+        return int((1 + Decimal(k) / of).ln() / two * tables.TOP)
+
+    assert tables.COARSE[:128] == tuple(exact(k, 128) for k in range(128))
+    wrong = {
+        k
+        for k in range(256)
+        if tables.FINE[k] != exact(k, 1 << 15) + (tables.OFFSET if k >= 2 else 0)
+    }
+    assert wrong == set(tables.ERRATA)
+    assert len(tables.ERRATA) == 42
+    right_by_accident = {k for k in wrong if tables.FINE[k] == exact(k, 1 << 15)}
+    assert len(right_by_accident) == 17
+
+
+def test_the_logarithm_has_one_inversion():
+    values = [crush_ln(u) for u in range(1 << 16)]
+    assert [u for u in range(65535) if values[u + 1] < values[u]] == [65534]
+    assert len(set(values)) == 55_529
+    assert values[0] == 0
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_the_hash_on_arrays_is_the_hash(count):
+    rng = np.random.default_rng(count)
+    words = [rng.integers(-(1 << 31), 1 << 32, 500) for _ in range(count)]
+    ours = [crush_hash(*(int(word[i]) for word in words)) for i in range(500)]
+    assert hash_many(*words).tolist() == ours
+
+
+def test_a_built_map_spreads_by_weight():
+    crush = CrushMap.build(hosts=6, osds=1, weight=[1, 1, 1, 1, 1, 3])
+    found = np.bincount(crush.map_many(0, range(40_000), 1)[:, 0], minlength=6) / 40_000
+    assert found == pytest.approx([0.125] * 5 + [0.375], abs=0.01)
+
+
+def test_a_map_is_the_same_after_json_and_back():
+    crush = CrushMap.from_text(map_text(5, "straw2", "jewel", "ids", classes=True))
+    assert CrushMap.from_json(crush.to_json()) == crush
+
+
+def test_compare_counts_what_moves():
+    old = CrushMap.build(hosts=10, osds=1)
+    new = CrushMap.build(hosts=10, osds=1, weight=[2] + [1] * 9)
+    moved = old.compare(new, 0, 1, range(20_000))
+    assert moved.placements == 20_000
+    # straw2's promise: only the changed item's straws change, so everything goes to it.
+    assert {to for _, to in moved.moves} == {0}
+    assert moved.moved == moved.needed
+    assert moved.fraction == pytest.approx(2 / 11 - 1 / 10, abs=0.01)
+    assert old.compare(old, 0, 3).moved == 0
+    straw = [
+        CrushMap.build(hosts=10, osds=1, weight=[w, *range(1, 10)], alg="list") for w in (1, 2)
+    ]
+    assert straw[0].compare(straw[1], 0, 1, range(5000)).factor >= 1
+
+
+def test_compare_counts_holes():
+    crush = CrushMap.build(hosts=3, osds=1)
+    one = crush.compare(CrushMap.build(hosts=2, osds=1), 1, 3, range(500))
+    assert one.placements == 1500
+    assert sum(one.moves.values()) == one.moved
+    assert one.moved >= 500  # the third has nowhere to go
+
+
+def test_random_inputs_of_any_size_are_taken():
+    crush = CrushMap.build(hosts=5, osds=2)
+    rng = random.Random(1)
+    xs = [rng.randrange(1 << 32) for _ in range(200)]
+    rows = crush.map_many(0, xs, 3)
+    assert rows.tolist() == [crush.map(0, x, 3) for x in xs]

@@ -1,0 +1,197 @@
+"""Damaged maps: an error that names the field, never another exception, never a hang."""
+
+import copy
+import json
+import os
+import random
+import time
+
+import pytest
+from crush_maps import map_text
+
+from vmlib.ceph import CrushMap
+from vmlib.errors import BadInput
+
+
+def dump():
+    return CrushMap.from_text(map_text(6, "straw2", "jewel", "positions", classes=True)).to_json()
+
+
+def put(data, path, value):
+    for key in path[:-1]:
+        data = data[key]
+    if value is None:
+        del data[path[-1]]
+    else:
+        data[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("buckets", 3, "items", 0, "id"), 999, "buckets[3].items[0].id"),
+        (("buckets", 3, "items", 0, "id"), -999, "buckets[3].items[0].id"),
+        (("buckets", 3, "items", 0, "id"), "one", "buckets[3].items[0].id"),
+        (("buckets", 3, "items", 0, "weight"), -1, "buckets[3].items[0].weight"),
+        (("buckets", 3, "items", 0, "weight"), 1 << 32, "buckets[3].items[0].weight"),
+        (("buckets", 3, "items", 0, "weight"), None, "buckets[3].items[0].weight"),
+        (("buckets", 3, "alg"), "straw3", "buckets[3].alg"),
+        (("buckets", 3, "hash"), "md5", "buckets[3].hash"),
+        (("buckets", 3, "type_id"), 77, "buckets[3].type_id"),
+        (("buckets", 3, "type_id"), 0, "buckets[3].type_id"),
+        (("buckets", 3, "id"), 3, "buckets[3].id"),
+        (("buckets", 3, "items"), {}, "buckets[3].items"),
+        (("buckets",), None, "buckets"),
+        (("devices", 0, "id"), 1, "devices[1].id"),
+        (("devices", 0, "id"), 1 << 40, "devices[0].id"),
+        (("devices", 0), 5, "devices[0]"),
+        (("types", 0, "type_id"), 9, "types"),
+        (("rules", 0, "steps", 0, "item"), -999, "rules[0].steps[0].item"),
+        (("rules", 0, "steps", 1, "num"), 1 << 31, "rules[0].steps[1].num"),
+        (("rules", 0, "steps", 1, "type"), "shed", "rules[0].steps[1].type"),
+        (("rules", 0, "steps", 1, "op"), "guess", "rules[0].steps[1].op"),
+        (("rules", 0, "type"), 99, "rules[0].type"),
+        (("rules", 0, "rule_id"), 1, "rules[1].rule_id"),
+        (("tunables", "choose_total_tries"), 1 << 31, "tunables.choose_total_tries"),
+        (("tunables", "choose_total_tries"), -1, "tunables.choose_total_tries"),
+        (("choose_args", "x"), [], "choose_args.x"),
+        (("choose_args", "0", 0, "bucket_id"), -999, "choose_args.0[0].bucket_id"),
+        (("choose_args", "0", 0, "weight_set", 0), [1], "choose_args.0[0].weight_set[0]"),
+        (("choose_args", "0", 0, "weight_set", 0, 0), -1, "choose_args.0[0].weight_set[0][0]"),
+    ],
+)
+def test_the_error_names_the_field(path, value, field):
+    data = dump()
+    put(data, path, value)
+    with pytest.raises(BadInput) as caught:
+        CrushMap.from_json(data)
+    assert caught.value.field == field
+
+
+def test_a_loop_of_buckets():
+    data = dump()
+    roots = [i for i, bucket in enumerate(data["buckets"]) if bucket["name"] == "root"]
+    leaf = next(i for i, bucket in enumerate(data["buckets"]) if bucket["name"] == "host1")
+    item = {"id": data["buckets"][roots[0]]["id"], "weight": 1, "pos": 0}
+    data["buckets"][leaf]["items"] = [item]
+    data["choose_args"] = {}
+    with pytest.raises(BadInput, match="loop") as caught:
+        CrushMap.from_json(data)
+    assert caught.value.field == f"buckets[{leaf}].items[0].id"
+
+
+@pytest.mark.parametrize("n", [0, -1, 10_001, 1.5, True, "3"])
+def test_impossible_counts(n):
+    with pytest.raises(BadInput, match="replicas"):
+        CrushMap.build().map(0, 1, n)
+    with pytest.raises(BadInput, match="replicas"):
+        CrushMap.build().map_many(0, [1], n)
+
+
+def test_absent_rules_and_weight_sets():
+    crush = CrushMap.build()
+    with pytest.raises(BadInput, match="rule: 'gold' is not in this map; there are replicated"):
+        crush.map("gold", 1, 1)
+    with pytest.raises(BadInput, match="choose_args: 4"):
+        crush.map(0, 1, 1, choose_args=4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"racks": -1},
+        {"hosts": 0},
+        {"osds": 1.5},
+        {"weight": -1.0},
+        {"weight": [1, 2, 3]},
+        {"alg": "dice"},
+        {"tunables": "none"},
+        {"hosts": 10_000, "osds": 1000},
+    ],
+)
+def test_maps_that_cannot_be_built(arguments):
+    with pytest.raises(BadInput):
+        CrushMap.build(**arguments)
+
+
+ODD = (None, -1, 0, 1, 2, -2, -7, 255, 65536, 1 << 31, 1 << 70, 1.5, float("nan"), "", "straw",
+       "tree", "uniform", "list", "osd", "host", True, [], {}, [1], {"id": 1})  # fmt: skip
+
+
+def places(data, path=()):
+    """Yield the path of everything in a JSON value."""
+    children = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, child in children:
+        yield (*path, key)
+        if isinstance(child, dict | list):
+            yield from places(child, (*path, key))
+
+
+def use(crush):
+    for rule in crush.rules.values():
+        for x in range(3):
+            crush.map(rule.id, x, 3, {0: 0}, "auto")
+        crush.map_many(rule.id, range(5), 2)
+        crush.explain(rule.id, 1, 2)
+
+
+def damage_json(rng, whole):
+    data = copy.deepcopy(whole)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        path = rng.choice(list(places(data)))
+        value = rng.choice(ODD)
+        if rng.random() < 0.2:
+            value = copy.deepcopy(rng.choice(data["buckets"])) if data.get("buckets") else 0
+        put(data, path, value)
+    return data
+
+
+def damage_text(rng, text):
+    words = text.split(" ")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        i, j = rng.randrange(len(words)), rng.randrange(len(words))
+        way = rng.randrange(4)
+        if way == 0:
+            words[i] = rng.choice(("{", "}", "[", "]", "-1", "1e9", "9" * 30, "class", "id", "é"))
+        elif way == 1:
+            words[i] = words[j]
+        elif way == 2:
+            del words[i]
+        else:
+            words[i], words[j] = words[j], words[i]
+    return " ".join(words)
+
+
+def fuzz(seed, enough):
+    """Damage maps until `enough(count)`; return counts of refused and of usable ones."""
+    rng = random.Random(seed)
+    whole = dump()
+    text = map_text(seed % 50, classes=True, weight_set="ids")
+    refused = usable = 0
+    while not enough(refused + usable):
+        try:
+            if rng.random() < 0.6:
+                crush = CrushMap.from_json(damage_json(rng, whole))
+            else:
+                crush = CrushMap.from_text(damage_text(rng, text))
+        except BadInput:
+            refused += 1
+            continue
+        use(crush)
+        json.dumps(crush.to_json())
+        usable += 1
+    return refused, usable
+
+
+def test_damaged_maps_are_refused_or_work():
+    refused, usable = fuzz(20_161, lambda count: count >= 250)
+    assert refused > 80
+    assert usable > 20
+
+
+@pytest.mark.soak
+def test_damaged_maps_for_an_hour(log_soak):
+    seed = int(os.environ.get("VMLIB_SEED", time.time()))
+    end = time.monotonic() + float(os.environ.get("VMLIB_FUZZ_SECONDS", 3600))
+    refused, usable = fuzz(seed, lambda count: time.monotonic() > end)
+    log_soak("damaged CRUSH maps", seed, refused + usable)

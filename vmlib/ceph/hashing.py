@@ -1,0 +1,132 @@
+"""The hash that CRUSH draws with: Robert Jenkins' 96-bit mix over one to five 32-bit words.
+
+Every choice in CRUSH is this hash of small whole numbers: an input, an item, a retry. Nothing is
+stored and nobody is asked, so every client that has the map finds the same place.
+
+Models `CRUSH_HASH_RJENKINS1` (hash 0, the only one Ceph has). The mix is Jenkins' public-domain
+function of 1996 (burtleburtle.net/bob/hash/doobs.html). What Ceph adds is the order in which the
+words enter it, a seed and two filler words; those are facts of its wire format. `hash_many` is
+the same on numpy arrays.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASK = 0xFFFFFFFF
+SEED = 1315423911
+FILL_X, FILL_Y = 231232, 1232
+
+ROUNDS = {
+    1: ("bx", "ya"),
+    2: ("ab", "xa", "by"),
+    3: ("ab", "cx", "ya", "bx", "yc"),
+    4: ("ab", "cd", "ax", "yb", "cx", "yd"),
+    5: ("ab", "cd", "ex", "ya", "bx", "yc", "dx", "ye"),
+}
+"""For each count of words: which two enter the mix in each round, beside the hash itself.
+
+a to e are the words, x and y the fillers. With one word, b starts as a copy of a.
+"""
+
+SHIFTS = ((13, 8, 13), (12, 16, 5), (3, 10, 15))
+"""Three passes of the mix: right, left, right."""
+
+
+def mix(a: int, b: int, c: int) -> tuple[int, int, int]:
+    """Return Jenkins' mix of three 32-bit words."""
+    for first, second, third in SHIFTS:
+        a = (a - b - c ^ c >> first) & MASK
+        b = (b - c - a) & MASK ^ (a << second) & MASK
+        c = (c - a - b ^ b >> third) & MASK
+    return a, b, c
+
+
+def crush_hash(*words: int) -> int:
+    """Return the 32-bit hash of one to five words; each is taken modulo 2^32."""
+    value = SEED
+    for word in words:
+        value ^= word & MASK
+    slots = dict(zip("abcde", (word & MASK for word in words), strict=False))
+    slots |= {"x": FILL_X, "y": FILL_Y}
+    slots.setdefault("b", slots["a"])
+    for pair in ROUNDS[len(words)]:
+        left, right = pair[0], pair[1]
+        slots[left], slots[right], value = mix(slots[left], slots[right], value)
+    return value
+
+
+def hash3(a: int, b: int, c: int) -> int:
+    """Return `crush_hash(a, b, c)`: the one that straws are drawn with, unrolled for speed."""
+    a, b, c = a & MASK, b & MASK, c & MASK
+    a, b, h = mix(a, b, SEED ^ a ^ b ^ c)
+    c, x, h = mix(c, FILL_X, h)
+    y, a, h = mix(FILL_Y, a, h)
+    b, x, h = mix(b, x, h)
+    return mix(y, c, h)[2]
+
+
+class Hasher:
+    """`crush_hash` on uint32 arrays of one shape, in buffers that are kept between calls.
+
+    A draw hashes tens of thousands of numbers in one go. Fresh arrays for each of its 180
+    operations would cost more than the operations.
+    """
+
+    def __init__(self) -> None:
+        self._kept = np.empty((9, 0), np.uint32)
+
+    def __call__(self, *words: Any) -> NDArray[np.uint32]:
+        """Return the hash of words that broadcast to one shape. The next call overwrites it."""
+        shape = np.broadcast_shapes(*(np.shape(word) for word in words))
+        count = math.prod(shape)
+        if self._kept.shape[1] < count:
+            self._kept = np.empty((9, count), np.uint32)
+        kept = [row[:count].reshape(shape) for row in self._kept]
+        value, spare = kept[7], kept[8]
+        slots: dict[str, Any] = dict(zip("abcde", words, strict=False))
+        slots |= {"x": np.uint32(FILL_X), "y": np.uint32(FILL_Y)}
+        slots.setdefault("b", slots["a"])
+        *narrow, widest = sorted(words, key=np.size)
+        start = np.uint32(SEED)
+        for word in narrow:
+            start = start ^ word
+        np.bitwise_xor(start, widest, out=value)
+        for pair in ROUNDS[len(words)]:
+            left, right = pair[0], pair[1]
+            a, b = kept["abcdexy".index(left)], kept["abcdexy".index(right)]
+            _mix_in_place(slots[left], slots[right], a, b, value, spare)
+            slots[left], slots[right] = a, b
+        return value
+
+
+def _mix_in_place(
+    a_in: Any,
+    b_in: Any,
+    a: NDArray[np.uint32],
+    b: NDArray[np.uint32],
+    c: NDArray[np.uint32],
+    spare: NDArray[np.uint32],
+) -> None:
+    """Mix into `a`, `b` and `c`; `a_in` and `b_in` are what the first two start from."""
+    for first, second, third in SHIFTS:
+        np.subtract(a_in, b_in, out=a)
+        a -= c
+        np.right_shift(c, first, out=spare)
+        a ^= spare
+        np.subtract(b_in, c, out=b)
+        b -= a
+        np.left_shift(a, second, out=spare)
+        b ^= spare
+        c -= a
+        c -= b
+        np.right_shift(b, third, out=spare)
+        c ^= spare
+        a_in, b_in = a, b
+
+
+def hash_many(*words: Any) -> NDArray[np.uint32]:
+    """Return `crush_hash` of integer arrays that broadcast to one shape, as uint32."""
+    return Hasher()(*(np.asarray(word).astype(np.int64).astype(np.uint32) for word in words))
