@@ -5,9 +5,11 @@ A map has three or four levels, hosts of unequal size, one empty host, all devic
 """
 
 import json
+import os
 import random
 import re
 import subprocess
+from datetime import date
 from pathlib import Path
 
 ALGS = ("uniform", "list", "tree", "straw", "straw2")
@@ -115,6 +117,9 @@ rule wrong { id 7
  step take host0
  step chooseleaf indep 2 type osd
  step emit
+ step take rack0
+ step choose indep 2 type root
+ step emit
 }
 """
 CLASS_RULES = """
@@ -135,6 +140,11 @@ rule slow { id 9
  step emit
 }
 """
+
+
+def seed_of_the_day():
+    """Return what picks today's slice of a long count: VMLIB_SEED, or the number of the day."""
+    return int(os.environ.get("VMLIB_SEED") or date.today().toordinal())
 
 
 def map_text(seed, alg="straw2", profile="jewel", weight_set="none", classes=False, equal=False):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import re
 import time
 
 import pytest
@@ -29,18 +30,18 @@ def put(data, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        (("buckets", 3, "items", 0, "id"), 999, "buckets[3].items[0].id"),
-        (("buckets", 3, "items", 0, "id"), -999, "buckets[3].items[0].id"),
-        (("buckets", 3, "items", 0, "id"), "one", "buckets[3].items[0].id"),
-        (("buckets", 3, "items", 0, "weight"), -1, "buckets[3].items[0].weight"),
-        (("buckets", 3, "items", 0, "weight"), 1 << 32, "buckets[3].items[0].weight"),
-        (("buckets", 3, "items", 0, "weight"), None, "buckets[3].items[0].weight"),
-        (("buckets", 3, "alg"), "straw3", "buckets[3].alg"),
-        (("buckets", 3, "hash"), "md5", "buckets[3].hash"),
-        (("buckets", 3, "type_id"), 77, "buckets[3].type_id"),
-        (("buckets", 3, "type_id"), 0, "buckets[3].type_id"),
-        (("buckets", 3, "id"), 3, "buckets[3].id"),
-        (("buckets", 3, "items"), {}, "buckets[3].items"),
+        (("buckets", 5, "items", 0, "id"), 999, "buckets[5].items[0].id"),
+        (("buckets", 5, "items", 0, "id"), -999, "buckets[5].items[0].id"),
+        (("buckets", 5, "items", 0, "id"), "one", "buckets[5].items[0].id"),
+        (("buckets", 5, "items", 0, "weight"), -1, "buckets[5].items[0].weight"),
+        (("buckets", 5, "items", 0, "weight"), 1 << 32, "buckets[5].items[0].weight"),
+        (("buckets", 5, "items", 0, "weight"), None, "buckets[5].items[0].weight"),
+        (("buckets", 5, "alg"), "straw3", "buckets[5].alg"),
+        (("buckets", 5, "hash"), "md5", "buckets[5].hash"),
+        (("buckets", 5, "type_id"), 77, "buckets[5].type_id"),
+        (("buckets", 5, "type_id"), 0, "buckets[5].type_id"),
+        (("buckets", 5, "id"), 3, "buckets[5].id"),
+        (("buckets", 5, "items"), {}, "buckets[5].items"),
         (("buckets",), None, "buckets"),
         (("devices", 0, "id"), 1, "devices[1].id"),
         (("devices", 0, "id"), 1 << 40, "devices[0].id"),
@@ -56,7 +57,7 @@ def put(data, path, value):
         (("tunables", "choose_total_tries"), -1, "tunables.choose_total_tries"),
         (("choose_args", "x"), [], "choose_args.x"),
         (("choose_args", "0", 0, "bucket_id"), -999, "choose_args.0[0].bucket_id"),
-        (("choose_args", "0", 0, "weight_set", 0), [1], "choose_args.0[0].weight_set[0]"),
+        (("choose_args", "0", 0, "weight_set", 0), [1] * 9, "choose_args.0[0].weight_set[0]"),
         (("choose_args", "0", 0, "weight_set", 0, 0), -1, "choose_args.0[0].weight_set[0][0]"),
     ],
 )
@@ -70,14 +71,24 @@ def test_the_error_names_the_field(path, value, field):
 
 def test_a_loop_of_buckets():
     data = dump()
-    roots = [i for i, bucket in enumerate(data["buckets"]) if bucket["name"] == "root"]
-    leaf = next(i for i, bucket in enumerate(data["buckets"]) if bucket["name"] == "host1")
-    item = {"id": data["buckets"][roots[0]]["id"], "weight": 1, "pos": 0}
-    data["buckets"][leaf]["items"] = [item]
+    buckets = {bucket["name"]: bucket for bucket in data["buckets"]}
+    item = {"id": buckets["root"]["id"], "weight": 1, "pos": 0}
+    buckets["host1"]["items"] = [item]
     data["choose_args"] = {}
     with pytest.raises(BadInput, match="loop") as caught:
         CrushMap.from_json(data)
-    assert caught.value.field == f"buckets[{leaf}].items[0].id"
+    # Which edge closes a loop depends on where the walk begins: any of its three will do.
+    number, place = map(int, re.findall(r"[0-9]+", caught.value.field))
+    assert caught.value.field == f"buckets[{number}].items[{place}].id"
+    above = data["buckets"][number]
+    below = next(b for b in data["buckets"] if b["id"] == above["items"][place]["id"])
+    rack = next(b["name"] for b in data["buckets"] if buckets["host1"]["id"] in ids(b))
+    edge = (above["name"], below["name"])
+    assert edge in {("root", rack), (rack, "host1"), ("host1", "root")}
+
+
+def ids(bucket):
+    return [item["id"] for item in bucket["items"]]
 
 
 @pytest.mark.parametrize("n", [0, -1, 10_001, 1.5, True, "3"])

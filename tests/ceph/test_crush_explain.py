@@ -1,6 +1,7 @@
 """The explanation tells what happened: equal to crushtool's own count, and to the mapping."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from crush_maps import ALGS, PROFILES, Compiled, map_text, out_weights, tool_weights, version
@@ -98,7 +99,7 @@ def test_a_trace_is_whole_and_can_be_kept(tmp_path):
     for step in trace.steps:
         if step.event == "draw":
             path = step.state["path"]
-            for above, below in zip(path, path[1:], strict=False):
+            for above, below in pairwise(path):
                 holder = next(b for b in crush.buckets.values() if b.name == above)
                 assert below in {crush.name_of(i) for i in holder.items}
             assert step.state["path"][-1] == step.where

@@ -1,9 +1,11 @@
 """Multi-step-retry rules against answers recorded from a newer crushtool (see msr_maps.py)."""
 
 import json
+import random
 from pathlib import Path
 
-from crush_maps import tool_weights
+import pytest
+from crush_maps import seed_of_the_day, tool_weights
 from msr_maps import msr_text
 
 from vmlib.ceph import NONE, CrushMap
@@ -11,7 +13,23 @@ from vmlib.ceph import NONE, CrushMap
 VECTORS = json.loads((Path(__file__).parent / "msr_vectors.json").read_text())
 
 
+def recorded():
+    """Return every (map, rule, n): the answers of 16 inputs are recorded for each."""
+    return [(one, *map(int, key.split())) for one in VECTORS["maps"] for key in one["mappings"]]
+
+
+def compare(one, rule, n, xs):
+    """Yield (ours, the tool's) for some inputs of one recorded rule."""
+    crush = CrushMap.from_json(one["dump"])
+    outs = {int(osd): round(w * 65536) for osd, w in one["outs"].items()}
+    weights = tool_weights(crush, outs)
+    for x in xs:
+        ours = crush.map(rule, x, n, weights, "auto")
+        yield ours, one["mappings"][f"{rule} {n}"][x], f"seed {one['seed']} rule {rule} n {n} x {x}"
+
+
 def test_msr_rules_place_as_recorded(check):
+    rng = random.Random(seed_of_the_day())
     with check(
         "ceph/crush-msr",
         kind="recorded",
@@ -20,15 +38,17 @@ def test_msr_rules_place_as_recorded(check):
         tool_version=f"{VECTORS['version']}, recorded {VECTORS['recorded']}",
         covers=["vmlib/ceph/msr.py", "vmlib/ceph/buckets.py", "tests/ceph/msr_vectors.json"],
     ) as done:
-        for one in VECTORS["maps"]:
-            crush = CrushMap.from_json(one["dump"])
-            outs = {int(osd): round(w * 65536) for osd, w in one["outs"].items()}
-            weights = tool_weights(crush, outs)
-            for key, rows in one["mappings"].items():
-                rule, n = map(int, key.split())
-                for x, theirs in enumerate(rows):
-                    ours = crush.map(rule, x, n, weights, "auto")
-                    done.case(ours, theirs, f"seed {one['seed']} rule {rule} x {x}")
+        for one in rng.sample(recorded(), 100):
+            for case in compare(*one, [rng.randrange(16)]):
+                done.case(*case)
+
+
+@pytest.mark.soak
+def test_all_of_the_recorded_answers(log_soak):
+    cases = [case for one in recorded() for case in compare(*one, range(16))]
+    for ours, theirs, what in cases:
+        assert ours == theirs, what
+    log_soak("Multi-step-retry rules against recorded answers", "all", len(cases))
 
 
 def test_the_recorded_maps_are_those_of_the_generator():

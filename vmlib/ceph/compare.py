@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vmlib.ceph.crush_map import NONE, Weights
-from vmlib.ceph.fast import map_many
+from vmlib.ceph.fast import as_inputs, map_many
 
 if TYPE_CHECKING:
     from vmlib.ceph.crush_map import CrushMap
@@ -65,7 +65,7 @@ def compare(
     A device that leaves a row is paired with the one that came at the same place if there is
     one, else in order.
     """
-    inputs = np.fromiter(xs, np.int64) if not isinstance(xs, np.ndarray) else xs
+    inputs = as_inputs(xs)
     rows = [
         map_many(crush, crush.rule(rule), inputs, n, weights, {}, "numpy") for crush in (old, new)
     ]

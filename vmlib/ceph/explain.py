@@ -185,7 +185,7 @@ class _Scribe:
         )
 
     def tried(self, failed: int) -> None:
-        if failed <= self.crush.tunables.choose_total_tries:  # the tool's table ends there
+        if failed < self.crush.tunables.choose_total_tries:  # the tool's table ends there
             self.recorder.count(f"tries {failed}")
 
     def finish(self, result: Sequence[int]) -> Trace:

@@ -9,6 +9,7 @@ for all. `draws` says how a bucket draws for thousands of inputs.
 """
 
 from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vmlib.ceph.crush_map import NONE, ONE, ChooseArgs, Rule, Step, Weights
 from vmlib.ceph.draws import MISSING, Drawer, Ints
-from vmlib.ceph.hashing import hash_many
+from vmlib.ceph.hashing import MASK, hash_many
 from vmlib.ceph.knobs import knobs_of, set_knob
 from vmlib.ceph.mapper import check_count, do_rule, weight_lookup
 from vmlib.errors import BadInput
@@ -47,9 +48,7 @@ def map_many(
     check_count(n)
     if engine not in ("numpy", "python"):
         raise BadInput("engine", f"{engine!r} is unknown; there are numpy, python")
-    inputs: Any = xs if isinstance(xs, np.ndarray | range) else list(xs)
-    if isinstance(inputs, np.ndarray) and (inputs.ndim != 1 or inputs.dtype.kind not in "iu"):
-        raise BadInput("xs", "must be whole numbers in one dimension")
+    inputs = as_inputs(xs)
     out = np.full((len(inputs), n), PAD, np.int32)
     fast = _Many(crush, weights, args) if engine == "numpy" and suits(crush, rule) else None
     for start in range(0, len(inputs), BLOCK):
@@ -58,12 +57,26 @@ def map_many(
         if fast is not None:
             if isinstance(block, range):
                 block = np.arange(block.start, block.stop, block.step)
-            fast.run(rule, np.asarray(block, np.int64).astype(np.uint32), rows)
+            fast.run(rule, block.astype(np.uint32), rows)
             continue
         for x, row in zip(block, rows, strict=True):
             devices = do_rule(crush, rule, int(x), n, weights, args)
             row[: len(devices)] = devices
     return out
+
+
+def as_inputs(xs: Iterable[int] | NDArray[Any]) -> NDArray[Any] | range:
+    """Return inputs in a form that has a length and parts; CRUSH takes them modulo 2^32."""
+    if isinstance(xs, range) and max(abs(xs.start), abs(xs.stop)) < 1 << 62:
+        return xs
+    if isinstance(xs, np.ndarray):
+        if xs.ndim != 1 or xs.dtype.kind not in "iu":
+            raise BadInput("xs", "must be whole numbers in one dimension")
+        return xs
+    try:
+        return np.array([index(x) & MASK for x in xs], np.uint32)
+    except TypeError:
+        raise BadInput("xs", "must be whole numbers") from None
 
 
 def suits(crush: "CrushMap", rule: Rule) -> bool:
@@ -255,24 +268,23 @@ class _Many:
                 item, ended = self.drawer.descend(start, here, r, first, kind)
                 good = item != MISSING
                 good &= ~(items[active] == item[:, None]).any(axis=1)
-                leaf = item.copy()
                 if to_leaf:
-                    below = np.flatnonzero(good & (item < 0))
-                    if below.size:
-                        leaf[below] = self.indep_leaf(
-                            item[below], here[below], r[below], rep, numrep
-                        )
-                        good &= leaf != MISSING
+                    below = np.flatnonzero(good)
+                    leaf = item[below]
+                    if kind:
+                        leaf = self.indep_leaf(leaf, here[below], r[below], rep, numrep)
+                    # A device that is out stays as the leaf of its place, as it does in Ceph.
+                    leaves[active[below], rep] = np.where(leaf == MISSING, NONE, leaf)
+                    good[below] = leaf != MISSING
                 if kind == 0:
                     devices = np.flatnonzero(good)
                     good[devices] = ~self.is_out(item[devices], here[devices])
                 items[active[good], rep] = item[good]
-                leaves[active[good], rep] = leaf[good]
                 items[active[ended], rep] = NONE
                 leaves[active[ended], rep] = NONE
             if not busy:
                 break
-        leaves[items == UNSET] = NONE
+        leaves[leaves == UNSET] = NONE
         return leaves
 
     def indep_leaf(self, item: Ints, x: NDArray[np.uint32], r: Ints, rep: int, numrep: int) -> Ints:

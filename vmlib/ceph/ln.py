@@ -6,7 +6,7 @@ off the top seven bits of the number, the other looks up the rest.
 
 The comment in Ceph's source says that the second table is 2^48 log2(1 + k/2^15). It is not. From
 k = 2 on each entry is too large by 0x147700000 (about 1.9e-5 after scaling), but for 42 entries
-that are something else again: 17 of those are, by accident, what the comment says. They were
+that are something else again: 19 of those are, by accident, what the comment says. They were
 made so in 2014, data was placed by them, and so they can never be mended.
 
 Provenance: the 42 numbers of `ERRATA` were read out of libceph-common.so.2 of Ceph 16.2.15

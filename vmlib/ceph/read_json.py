@@ -185,10 +185,10 @@ def _choose_args(raw: Mapping[str, Any]) -> dict[int, dict[int, BucketArgs]]:
 
 
 def write_json(crush: "CrushMap") -> dict[str, Any]:
-    """Return the map as plain data in the dump's order of keys."""
+    """Return the map as plain data, everything in the order of the dump."""
     devices = [
         {"id": d.id, "name": d.name} | ({"class": d.device_class} if d.device_class else {})
-        for d in crush.devices.values()
+        for _, d in sorted(crush.devices.items())
     ]
     buckets = [
         {
@@ -204,7 +204,7 @@ def write_json(crush: "CrushMap") -> dict[str, Any]:
                 for i, (item, weight) in enumerate(zip(bucket.items, bucket.weights, strict=True))
             ],
         }
-        for bucket in crush.buckets.values()
+        for _, bucket in sorted(crush.buckets.items(), reverse=True)
     ]
     rules = [
         {
@@ -216,19 +216,21 @@ def write_json(crush: "CrushMap") -> dict[str, Any]:
             "max_size": rule.max_size,
             "steps": [_step_json(crush, step) for step in rule.steps],
         }
-        for rule in crush.rules.values()
+        for _, rule in sorted(crush.rules.items())
     ]
     names = [name for name in Tunables.__dataclass_fields__ if not name.startswith("msr_")]
     if any(rule.is_msr for rule in crush.rules.values()):
         names = list(Tunables.__dataclass_fields__)
     return {
         "devices": devices,
-        "types": [{"type_id": number, "name": name} for number, name in crush.types.items()],
+        "types": [
+            {"type_id": number, "name": name} for number, name in sorted(crush.types.items())
+        ],
         "buckets": buckets,
         "rules": rules,
         "tunables": {name: getattr(crush.tunables, name) for name in names},
         "choose_args": {
-            str(key): [_args_json(bucket, change) for bucket, change in args.items()]
+            str(key): [_args_json(*one) for one in sorted(args.items(), reverse=True)]
             for key, args in sorted(crush.choose_args.items())
         },
     }

@@ -172,6 +172,8 @@ class _Reader:
     def device(self) -> None:
         self.at += 1
         number, name = self.number(), self.name()
+        if number < 0:
+            raise self.wrong(f"{number} is no device's id; they are from 0")
         kind = self.name() if self.accept("class") else ""
         self.add(self.devices, number, Device(number, name, kind))
         self.own_name(name, number)
@@ -194,6 +196,8 @@ class _Reader:
                 value = self.number()
                 if self.accept("class"):
                     shadows.append((self.name(), value))
+                elif value >= 0:
+                    raise self.wrong(f"{value} is no bucket's id; they are below 0")
                 else:
                     number = value
             elif word == "alg":
