@@ -245,19 +245,19 @@ class Compiled:
         return crushtool("-d", self.binary)
 
     def test(self, rule, n, xs, weights, *more):
-        """Run --test over a range of inputs; `weights` are 16.16 by device."""
+        """Run --test over a range of inputs; `weights` are 16.16 by device. No rule: all rules."""
         outs = [word for osd, w in weights.items() for word in ("--weight", osd, w / 65536)]
         span = ["--min-x", xs[0], "--max-x", xs[-1]]
-        return crushtool(
-            "-i", self.binary, "--test", "--rule", rule, "--num-rep", n, *span, *outs, *more
-        )
+        one = [] if rule is None else ["--rule", rule]
+        return crushtool("-i", self.binary, "--test", *one, "--num-rep", n, *span, *outs, *more)
 
     def mappings(self, rule, n, xs, weights):
-        """Return {x: devices}."""
+        """Return {(rule, x): devices}, for one rule or, without, for all."""
         out = self.test(rule, n, xs, weights, "--show-mappings")
-        found = re.findall(r"^CRUSH rule \d+ x (\d+) \[(.*)\]$", out, re.MULTILINE)
-        assert len(found) == len(xs), out[-300:]
-        return {int(x): [int(d) for d in row.split(",") if d] for x, row in found}
+        found = re.findall(r"^CRUSH rule (\d+) x (\d+) \[(.*)\]$", out, re.MULTILINE)
+        rows = {(int(r), int(x)): [int(d) for d in row.split(",") if d] for r, x, row in found}
+        assert len(rows) == len({r for r, _ in rows}) * len(xs) > 0, out[-300:]
+        return rows
 
     def tries(self, rule, n, xs, weights):
         """Return the histogram of tries, {failed: count} without zeros."""
