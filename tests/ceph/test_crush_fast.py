@@ -92,3 +92,19 @@ def test_unknown_engine():
 
 def test_no_inputs():
     assert CrushMap.build().map_many(0, [], 2).shape == (0, 2)
+
+
+def test_a_bucket_with_the_number_of_the_padding_is_like_any_other():
+    """Id -1 is also what fills short rows: a host of that number was once taken for a gap."""
+    dump = CrushMap.build(hosts=4, osds=2).to_json()
+    other = {-1: -2, -2: -1}
+    for bucket in dump["buckets"]:
+        bucket["id"] = other.get(bucket["id"], bucket["id"])
+        for item in bucket["items"]:
+            item["id"] = other.get(item["id"], item["id"])
+    for rule in dump["rules"]:
+        rule["steps"][0]["item"] = -2
+    dump["tunables"]["choose_total_tries"] = 0  # one try, so that there are gaps
+    crush = CrushMap.from_json(dump)
+    for rule in (0, 1):
+        both(crush, rule, 4)

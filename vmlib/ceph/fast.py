@@ -139,7 +139,7 @@ class _Many:
         """Append each row's devices, as far as there is room."""
         n = rows.shape[1]
         for column in chosen.T:
-            at = np.flatnonzero((column != PAD) & (filled < n))
+            at = np.flatnonzero((column != MISSING) & (filled < n))
             rows[at, filled[at]] = column[at]
             filled[at] += 1
 
@@ -167,7 +167,7 @@ class _Many:
         self, start: int, x: NDArray[np.uint32], numrep: int, room: int, kind: int, to_leaf: bool
     ) -> Ints:
         count = np.zeros(len(x), np.intp)
-        items = np.full((len(x), room), PAD, np.int64)
+        items = np.full((len(x), room), MISSING, np.int64)
         leaves = items.copy() if to_leaf else None
         for rep in range(numrep):
             active = np.flatnonzero(count < room)
