@@ -146,6 +146,8 @@ def with_entry(change, *, of=0x20_0000, level=1, eptp=0, access="read", **more):
     at = host.entry(ram, of, level)
     ram.write_u64(at, change(ram.read_u64(at)))
     second = Ept(second.eptp | eptp, **more)
+    row = nested_row(ram, 0x20_0123, second, **regs, access=access)
+    assert nested_rows(walk_nested_many(ram, [0x20_0123], second, **regs, access=access)) == [row]
     return walk_nested(ram, 0x20_0123, second, **regs, access=access)
 
 

@@ -1,8 +1,10 @@
 import ctypes
+import subprocess
+import sys
 
 import pytest
 
-from vmlib.errors import BadInput
+from vmlib.errors import BadInput, HostUnavailable
 from vmlib.memory import GuestRam
 
 
@@ -44,3 +46,40 @@ def test_closing_with_and_without_a_view():
     ram.close()
     with pytest.raises(BadInput, match="closed"):
         ram.read(0, 1)
+
+
+def resident():
+    """Bytes of memory that this process holds."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_more_ram_than_the_host_has():
+    """64 GiB cost what is touched of them: the host gives a page at its first use."""
+    before = resident()
+    ram = GuestRam("64G")
+    top = ram.size - 4096
+    ram.write_u64(top, 1 << 63)
+    assert (ram.read_u64(top), ram.read_u64(32 << 30), len(ram.u64)) == (1 << 63, 0, 1 << 33)
+    assert resident() - before < 1 << 22
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
+def test_a_host_that_refuses_is_named():
+    code = """
+import resource
+from vmlib.errors import HostUnavailable
+from vmlib.memory import GuestRam
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+try:
+    GuestRam("64G")
+except HostUnavailable as error:
+    print(error.reason, error.fix, sep="|")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("the host gives no 64G of address space")
+    assert "ulimit -v" in done.stdout.split("|")[1]
+    with pytest.raises(HostUnavailable, match="address space"):
+        GuestRam(1 << 62)

@@ -1,6 +1,8 @@
 """Walks by the array are the walks one by one: same address, fault, error code, size, A and D."""
 
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -128,3 +130,15 @@ def test_setting_bits_in_entries_that_neighbours_share():
     found = walk_many(two, [0x1004, 0x0000], **regs, access="write", set_ad=True)
     assert found.gpa.tolist() == [0x1004, 0x1000]
     assert two.read(0x1000, 8) == bytes.fromhex("67100000 67100000")
+
+
+def test_sixteen_million_mappings_of_64_gib_and_little_memory_beside_the_tables(root):
+    """All are walked; what is held at the peak, tables included, is at most 1.2 times the tables.
+
+    By resident memory of a process of its own, and by what Python and numpy allocate.
+    """
+    command = [sys.executable, "-c", "from benchmarks.walks import sparse; sparse()"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    resident, traced, _ = (float(word) for word in done.stdout.split())
+    assert 1 < resident <= 1.2
+    assert 1 < traced <= 1.2

@@ -8,6 +8,7 @@ from vmlib.memory.four import (
     four_addresses,
     host_address,
 )
+from vmlib.memory.latency import LatencyCurve, LatencyPoint, latency_curve
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.nested import NestedStep, NestedWalk, walk_nested
 from vmlib.memory.nested_many import NestedMany, walk_nested_many
@@ -60,6 +61,8 @@ __all__ = [
     "FourAddresses",
     "GuestRam",
     "HostAddress",
+    "LatencyCurve",
+    "LatencyPoint",
     "Level",
     "Map",
     "Mapping",
@@ -94,6 +97,7 @@ __all__ = [
     "flag_names",
     "four_addresses",
     "host_address",
+    "latency_curve",
     "paging_mode",
     "record_example",
     "record_walk",

@@ -45,9 +45,10 @@ from vmlib.memory.second_stage import (
     qualification,
     table_access,
 )
+from vmlib.memory.usual import usual_walk
 from vmlib.memory.walk import setting
 
-PIECE = 1 << 14
+PIECE = 1 << 15
 _WRITE_BACK = 6 << EPT_TYPE_SHIFT
 _TYPE = 7 << EPT_TYPE_SHIFT
 _QUALIFICATION = np.uint64((1 << 64) - 1)
@@ -161,9 +162,11 @@ def _translate(
     access: Access,
     table: bool,
     out: NestedMany,
-) -> tuple[Words, npt.NDArray[np.int64], Mask | None]:
+) -> tuple[Words, npt.NDArray[np.int64] | np.int64, Mask | None]:
     """Take addresses through the second stage. Return host-physical ones, page sizes, and which
     lanes ended there (their outcome is written; None: none did)."""
+    if (quick := usual_walk(words, gpa, second, access)) is not None:
+        return quick[0], np.int64(quick[1]), None
     if isinstance(second, Npt):
         mode = second.mode
         found = WalkMany.empty(len(gpa))

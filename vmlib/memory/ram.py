@@ -2,29 +2,45 @@
 
 A VM's memory is ordinary memory of the process that runs it. `GuestRam` allocates it once; an
 engine maps the same pages into the guest by their host virtual address, so nothing is ever
-copied between guest and reader. Guest-physical address 0 is byte 0 of the mapping.
+copied between guest and reader. Guest-physical address 0 is byte 0 of the mapping. The host gives
+a page when it is first touched and promises nothing before: a guest may have far more RAM than
+the host, as long as it leaves most of it alone.
 """
 
 import contextlib
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from vmlib.errors import BadInput
+from vmlib.errors import BadInput, HostUnavailable
 from vmlib.units import PAGE_SIZE, format_size, parse_size
+
+# Linux's number; Python has the name from 3.13 on. Elsewhere mappings are like that anyway.
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_FLAGS = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE
 
 
 class GuestRam:
-    """`size` bytes of guest-physical memory from GPA 0, zeroed."""
+    """`size` bytes of guest-physical memory from GPA 0, zeroed.
+
+    Raises `HostUnavailable` where the host does not give so much address space.
+    """
 
     def __init__(self, size: int | str) -> None:
         self.size = parse_size(size, "ram")
         if self.size % PAGE_SIZE:
             raise BadInput("ram", f"must be whole pages of {PAGE_SIZE} bytes, not {self.size}")
-        self._mapping = mmap.mmap(-1, self.size)
+        try:
+            self._mapping = mmap.mmap(-1, self.size, _FLAGS)
+        except (OSError, OverflowError) as error:
+            raise HostUnavailable(
+                f"the host gives no {format_size(self.size)} of address space: {error}",
+                "Ask for less, or raise what forbids it: `ulimit -v`, or vm.overcommit_memory = 2",
+            ) from None
         self.hva = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         """Host virtual address of GPA 0, for the engine that maps these pages."""
         self._words = memoryview(self._mapping).cast("Q")
