@@ -159,7 +159,7 @@ def test_faults_that_guests_take(engine, check):
     """Error code on the stack, CR2, where loads and stores went; A and D by executing it."""
     kvm = engine == "kvm"
     with check(
-        f"memory/guests-{engine}",
+        "memory/guests-kvm" if kvm else "memory/guests-unicorn",
         what="accesses that guests make through random tables: error code on their stack, CR2, "
         "data, A and D of the tables",
         tool="/dev/kvm" if kvm else "Unicorn (its MMU is QEMU's), with our delivery",
