@@ -1,0 +1,217 @@
+"""A cluster to play with: monitors, OSDs, clients, one clock.
+
+>>> cluster = Cluster(seed=1, osds=4)
+>>> cluster.write("greeting", b"hello")
+>>> cluster.osds[cluster.primary("greeting")].crash()
+>>> cluster.read("greeting")
+b'hello'
+
+The same seed gives the same run, event for event. Nothing here decides anything: it starts the
+nodes, lets time pass, and adds up what they did.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vmlib.ceph.rados.client import Client, Operation
+from vmlib.ceph.rados.clustermap import (
+    NONE,
+    ClusterMap,
+    OsdState,
+    Placed,
+    Placement,
+    Pool,
+    RawPlacement,
+    rendezvous,
+)
+from vmlib.ceph.rados.device import BLUESTORE_HDD, Backend, DeviceBytes
+from vmlib.ceph.rados.engine import Engine
+from vmlib.ceph.rados.monitor import MonConfig, Monitor
+from vmlib.ceph.rados.osd import Osd, OsdConfig
+from vmlib.ceph.rados.pg import PG
+from vmlib.ceph.rados.pglog import PgId
+from vmlib.ceph.rados.store import Store
+from vmlib.errors import BadInput, VmlibError
+
+
+class NotDone(VmlibError):
+    """The cluster did not get there in the time it was given."""
+
+
+class Cluster:
+    """Monitors, OSDs and clients on one engine, running from the start."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        osds: int = 4,
+        monitors: int = 3,
+        clients: int = 1,
+        pools: Sequence[Pool] = (Pool(),),
+        place: Placement | None = None,
+        osd_config: OsdConfig | None = None,
+        mon_config: MonConfig | None = None,
+        backend: Backend = BLUESTORE_HDD,
+        policy: str = "default",
+        resend: float = 3.0,
+        settle: bool = True,
+    ) -> None:
+        for what, count in (("osds", osds), ("monitors", monitors)):
+            if count < 1:
+                raise BadInput(what, f"must be at least 1, not {count}")
+        self.engine = Engine(seed)
+        self.place = place or RawPlacement(rendezvous)
+        first = ClusterMap(1, tuple(OsdState() for _ in range(osds)), tuple(pools))
+        names = [f"mon.{rank}" for rank in range(monitors)]
+        self.monitors = [
+            Monitor(self.engine, rank, monitors, first, mon_config or MonConfig())
+            for rank in range(monitors)
+        ]
+        self.osds = [
+            Osd(
+                self.engine,
+                id,
+                names,
+                first,
+                self.place,
+                Store(self.engine, backend=backend),
+                osd_config or OsdConfig(),
+            )
+            for id in range(osds)
+        ]
+        self.clients = [
+            Client(
+                self.engine,
+                id,
+                names,
+                first,
+                self.place,
+                pool=pools[0].id,
+                policy=policy,
+                nearest=[(id + i) % osds for i in range(osds)],
+                resend=resend,
+            )
+            for id in range(clients)
+        ]
+        for monitor in self.monitors:
+            monitor.start()
+        for osd in self.osds:
+            osd.start()
+        if settle:
+            self.settle()
+
+    # -- letting time pass ---------------------------------------------------------------------
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        self.engine.run(self.engine.now + seconds)
+
+    def settle(self, limit: float = 1000.0) -> float:
+        """Run until every PG is active and clean; return the seconds it took."""
+        start = self.engine.now
+        while not self.clean():
+            if self.engine.now - start > limit:
+                raise NotDone(f"after {limit:g} s: {self.states()}")
+            self.run(0.5)
+        return self.engine.now - start
+
+    def write(self, name: str, data: bytes, offset: int | None = None, *, client: int = 0) -> None:
+        """Write as a client and wait for the acknowledgement."""
+        self._wait(self.clients[client].write(name, data, offset))
+
+    def read(self, name: str, *, client: int = 0) -> bytes | None:
+        """Read as a client."""
+        data: bytes | None = self._wait(self.clients[client].read(name))
+        return data
+
+    def _wait(self, process: Generator[Any, Any, Any], limit: float = 1000.0) -> Any:
+        done = self.engine.env.process(process)
+        end = self.engine.now + limit
+        while not done.processed:
+            if self.engine.now > end:
+                raise NotDone(f"no answer after {limit:g} s: {self.states()}")
+            self.engine.env.step()
+        return done.value
+
+    # -- looking -------------------------------------------------------------------------------
+
+    @property
+    def map(self) -> ClusterMap:
+        """The newest map that any monitor knows to be decided."""
+        return max((mon.maps[-1] for mon in self.monitors), key=lambda map: map.epoch)
+
+    def placed(self, name: str, pool: int | None = None) -> Placed:
+        """Return where an object is, by the newest map."""
+        return self.place.place(self.map, self.pg_of(name, pool))
+
+    def pg_of(self, name: str, pool: int | None = None) -> PgId:
+        """Return the PG of an object."""
+        pools = self.map.pools
+        return self.place.pg_of(self.map.pool(pools[0].id if pool is None else pool), name)
+
+    def primary(self, name: str) -> int:
+        """Return the OSD that leads an object's PG, by the newest map."""
+        return self.placed(name).primary
+
+    def leader(self, pg: PgId) -> PG | None:
+        """Return the copy that leads a PG now, if its OSD lives and knows it."""
+        placed = self.place.place(self.map, pg)
+        if placed.primary == NONE:
+            return None
+        osd = self.osds[placed.primary]
+        shard = self.map.pool(pg.pool).shard(placed.acting.index(placed.primary))
+        copy = osd.pgs.get((pg, shard))
+        return copy if copy and osd.epoch == self.map.epoch and copy.is_primary else None
+
+    def states(self) -> dict[str, str]:
+        """Return each PG's state, as its primary sees it."""
+        found = {}
+        for pg in self.map.pgs():
+            copy = self.leader(pg)
+            found[str(pg)] = "unknown" if copy is None else state(copy)
+        return found
+
+    def clean(self) -> bool:
+        """Whether every PG is active with nothing missing anywhere, where its map wants it."""
+        return all(said == "active+clean" for said in self.states().values())
+
+    def history(self) -> list[Operation]:
+        """Return what all clients did, in the order in which they began it."""
+        return sorted((op for client in self.clients for op in client.history), key=_start)
+
+    def device_bytes(self) -> DeviceBytes:
+        """Return what all journals and disks have written so far, data and logs."""
+        total = DeviceBytes()
+        for osd in self.osds:
+            total += osd.store.written
+        return total
+
+    def set_in(self, osd: int, in_: bool) -> None:
+        """Mark an OSD in or out, as `ceph osd out` does."""
+        for monitor in self.monitors:
+            if monitor.leading:
+                state = monitor.maps[-1].osds[osd]
+                monitor.change({osd: replace(state, in_=in_)})
+
+
+def state(pg: PG) -> str:
+    """Return a PG's state as `ceph pg stat` would print it."""
+    words = [pg.state]
+    if pg.active:
+        if pg.copy.meta.missing or any(pg.missing.values()):
+            words.append("recovering")
+        if pg.unfound:
+            words.append("unfound")
+        if pg.backfill:
+            words.append("backfilling")
+        if len(pg.acting) < pg.pool.size:
+            words.append("undersized+degraded")
+        if pg.clean and words == ["active"]:
+            words.append("clean")
+    return "+".join(words)
+
+
+def _start(op: Operation) -> float:
+    return op.start

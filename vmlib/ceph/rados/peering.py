@@ -1,0 +1,331 @@
+"""Peering: the members of a new interval agree on one history before anybody reads or writes.
+
+The primary asks everybody who may know something for their info (GetInfo): the members now, and
+those of past intervals that may have accepted writes. It picks the authoritative log, fetches it
+if it is not its own (GetLog), learns what others lack or hold (GetMissing), makes sure that the
+monitors know it alive in this interval (up_thru), and activates: every member writes the history
+down with a new last_epoch_started. Only then do clients get through.
+
+If from a past interval that may have been writable too few members are left, the PG is down: it
+waits rather than forgets. Reads also wait until the lease of earlier intervals has run out.
+
+Ceph: doc/dev/peering.rst, doc/dev/osd_internals/last_epoch_started.rst and stale_read.rst
+("readable_until", "Prior Intervals", PG "wait" and "laggy" states), `calc_replicated_acting`.
+
+Left out: dead_epoch (the early way out of WAIT), removal of strays, async recovery, reservations.
+A restarted OSD does not remember its lease, so it assumes one that began at its restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmlib.ceph.rados import messages as m
+from vmlib.ceph.rados import ops, recovery
+from vmlib.ceph.rados.clustermap import NONE, past_intervals
+from vmlib.ceph.rados.pglog import (
+    ZERO,
+    Merge,
+    Peer,
+    PgInfo,
+    PgLog,
+    PgMeta,
+    find_best_info,
+    merge,
+    overlaps,
+)
+from vmlib.ceph.rados.store import Stored, Transaction
+
+if TYPE_CHECKING:
+    from vmlib.ceph.rados.pg import PG
+
+
+def start(pg: PG) -> None:
+    """GetInfo: ask everybody who may know something."""
+    pg.state = "getinfo"
+    osd = pg.osd
+    since = min(pg.info.history_les, pg.info.last_epoch_clean)
+    pg.intervals = past_intervals(osd.maps, osd.place, pg.id, since, pg.since)
+    pg.probing = probe_set(pg)
+    for peer in sorted(pg.probing):
+        pg.send(peer, m.Query)
+    pg.commit(Transaction(pg.copy.meta), lambda: _own_info(pg))
+
+
+def probe_set(pg: PG) -> set[Peer]:
+    """Return the copies to hear: all members now or since the PG was last clean that are up."""
+    members = {*pg.acting, *pg.up}
+    for interval in pg.intervals:
+        members.update(pg.members(interval.placed.acting))
+    return {peer for peer in members if pg.osd.map.is_up(peer[0]) and peer != pg.me}
+
+
+def _own_info(pg: PG) -> None:
+    pg.infos[pg.me] = pg.info
+    _maybe_choose(pg)
+
+
+def look_again(pg: PG) -> None:
+    """A new epoch in the same interval: somebody came back, or somebody asked is gone."""
+    if pg.active:
+        recovery.give_up_on_dead(pg)
+    elif pg.state in ("down", "incomplete") or (
+        pg.state != "activating" and probe_set(pg) != pg.probing
+    ):
+        pg.start_interval(pg.since, pg.placed)
+    elif pg.state == "wait_up_thru":
+        _maybe_activate(pg)
+
+
+def notify(pg: PG, target: Peer, full: bool) -> None:
+    """Tell the primary what this copy has, once all of that is on disk."""
+
+    def tell() -> None:
+        pg.send(target, m.Notify, pg.info, pg.copy.meta if full else None)
+
+    pg.commit(Transaction(pg.copy.meta), tell)
+
+
+def got_notify(pg: PG, message: m.Notify) -> None:
+    """A copy's info, or all of its log."""
+    peer = message.source
+    if message.full is not None:
+        pg.metas[peer] = message.full
+        if pg.state == "getlog" and peer == pg.auth:
+            _take_log(pg, message.full.log)
+        elif pg.state == "getmissing":
+            _maybe_wait_up_thru(pg)
+        elif pg.active:
+            recovery.new_source(pg)
+        return
+    if pg.state == "getinfo" and peer in pg.probing:
+        pg.infos[peer] = message.info
+        _maybe_choose(pg)
+    elif pg.active and pg.unfound and peer not in pg.acting:
+        pg.send(peer, m.Query, True)
+
+
+def _maybe_choose(pg: PG) -> None:
+    if pg.me not in pg.infos or not pg.probing <= pg.infos.keys():
+        return
+    if lost_interval(pg):
+        pg.state = "down"
+        return
+    pool = pg.pool
+    pg.prior_bound = max(info.readable_until_ub for info in pg.infos.values())
+    pg.auth = find_best_info(pg.infos, erasure=bool(pool.k), prefer=pg.me)
+    chosen = choose_acting(pg, pg.infos[pg.auth]) if pg.auth else None
+    if chosen is None:
+        pg.state = "incomplete"
+        return
+    want, backfill = chosen
+    if want != pg.placed.acting:
+        pg.state = "wait_acting"
+        ask_acting(pg, want)
+        return
+    pg.backfill = {peer: pg.infos.get(peer, PgInfo()).last_backfill for peer in backfill}
+    if pg.auth == pg.me:
+        _take_log(pg, pg.copy.meta.log)
+    else:
+        assert pg.auth
+        pg.state = "getlog"
+        pg.send(pg.auth, m.Query, True)
+
+
+def lost_interval(pg: PG) -> bool:
+    """Whether too few are left of a past interval that may have accepted writes."""
+    les = max(info.history_les for info in pg.infos.values())
+    need = pg.pool.k or 1
+    for interval in pg.intervals:
+        if interval.last >= les and interval.maybe_went_rw:
+            alive = [p for p in pg.members(interval.placed.acting) if pg.osd.map.is_up(p[0])]
+            if len(alive) < need:
+                return True
+    return False
+
+
+def choose_acting(pg: PG, auth: PgInfo) -> tuple[tuple[int, ...], list[Peer]] | None:
+    """Return the acting set to serve with and the members of `up` to backfill, None if too few.
+
+    A member whose log does not reach the authoritative one is no good for serving: somebody who
+    was there before stands in for it (pg_temp) until it is filled.
+    """
+    pool = pg.pool
+
+    def usable(peer: Peer) -> bool:
+        info = pg.infos.get(peer)
+        return info is not None and not info.incomplete and info.last_update >= auth.log_tail
+
+    backfill = [peer for peer in pg.up if not usable(peer)]
+    if pool.k:
+        want = []
+        for position in range(pool.size):
+            here = [osds[position] for osds in (pg.placed.up, pg.placed.acting) if osds]
+            others = sorted(osd for osd, shard in pg.infos if shard == position)
+            can = (o for o in [*here, *others] if o not in want and usable((o, position)))
+            want.append(next(can, NONE))
+        if sum(osd != NONE for osd in want) < pool.k:
+            return None
+        return tuple(want), backfill
+    assert pg.auth
+    first = pg.up[0] if pg.up and usable(pg.up[0]) else pg.auth
+    row = [first, *(peer for peer in pg.up if usable(peer) and peer != first)]
+    for peer in [*pg.acting, *sorted(pg.infos)]:
+        if len(row) < pool.size and peer not in row and usable(peer):
+            row.append(peer)
+    return tuple(osd for osd, _ in row), backfill
+
+
+def ask_acting(pg: PG, want: tuple[int, ...]) -> None:
+    """Ask the monitors for another acting set; the OSD repeats it until the map has it."""
+    pg.want = () if want == pg.placed.up else want
+    pg.osd.ask_monitors()
+
+
+def _take_log(pg: PG, log: PgLog) -> None:
+    """The primary adopts the authoritative log, and asks the others for all of theirs."""
+    apply_merge(pg, log)
+    pg.state = "getmissing"
+    for peer in sorted(pg.infos):
+        if peer != pg.me and peer not in pg.metas:
+            pg.send(peer, m.Query, True)
+    _maybe_wait_up_thru(pg)
+
+
+def apply_merge(pg: PG, log: PgLog, les: int | None = None) -> Merge:
+    """Make this copy agree with a log: roll divergent writes back, note what is missing."""
+    done = merge(pg.copy.meta, log, rollback=bool(pg.pool.k))
+    puts: dict[str, Stored | None] = dict.fromkeys(done.remove)
+    missing = dict(done.missing)
+    if pg.pool.k:
+        for entry in done.undo:
+            if entry.version in pg.copy.undo:
+                puts[entry.name] = pg.copy.undo[entry.version][1]
+            elif entry.prior != ZERO and entry.name <= pg.info.last_backfill:
+                missing.setdefault(entry.name, entry.prior)
+    info = replace(pg.info, last_update=log.head, log_tail=log.tail)
+    if les is not None:
+        info = replace(info, last_epoch_started=les)
+    pg.commit(Transaction(PgMeta(info, log, missing), puts))
+    return done
+
+
+def _maybe_wait_up_thru(pg: PG) -> None:
+    if any(peer not in pg.metas for peer in pg.infos if peer != pg.me):
+        return
+    log = pg.copy.meta.log
+    for peer in pg.writers:
+        if peer != pg.me and overlaps(pg.infos[peer], log):
+            pg.missing[peer] = dict(merge(pg.metas[peer], log, rollback=bool(pg.pool.k)).missing)
+    pg.state = "wait_up_thru"
+    _maybe_activate(pg)
+
+
+def _maybe_activate(pg: PG) -> None:
+    if pg.osd.map.osds[pg.osd.id].up_thru < pg.since:
+        pg.osd.ask_monitors()
+        return
+    activate(pg)
+
+
+def activate(pg: PG) -> None:
+    """All members write the history down, with this epoch as their last_epoch_started."""
+    pg.state = "activating"
+    pg.activating = {pg.me, *pg.writers}
+    les = max([pg.info.history_les, *(info.history_les for info in pg.infos.values())])
+    clean = max([pg.info.last_epoch_clean, *(i.last_epoch_clean for i in pg.infos.values())])
+    meta = pg.meta(
+        last_epoch_started=pg.osd.epoch,
+        history_les=les,
+        last_epoch_clean=clean,
+        readable_until_ub=pg.prior_bound,
+    )
+    pg.commit(Transaction(meta), lambda: _activated(pg, pg.me))
+    pg.bound = pg.osd.now + pg.osd.config.lease
+    for peer in pg.writers:
+        if peer != pg.me:
+            anew = peer in pg.backfill and not overlaps(pg.infos[peer], meta.log)
+            if anew:
+                pg.backfill[peer] = ""
+            pg.send(peer, m.Activate, meta, pg.bound, anew)
+
+
+def activated_by(pg: PG, message: m.Activate) -> None:
+    """A member takes the history that the primary sends."""
+    auth = message.meta
+    pg.bound = max(pg.bound, message.lease)
+    pg.state = "replica"
+    if message.backfill:
+        info = replace(auth.info, last_backfill="")
+        pg.commit(Transaction(PgMeta(info, auth.log, {})))
+    else:
+        apply_merge(pg, auth.log, auth.info.last_epoch_started)
+    holds: tuple[tuple[str, tuple[int, int]], ...] = ()
+    if pg.info.incomplete:
+        holds = tuple(sorted((name, held.version) for name, held in pg.copy.objects.items()))
+    missing = tuple(sorted(pg.copy.meta.missing.items()))
+    pg.commit(
+        Transaction(pg.meta(history_les=auth.info.history_les)),
+        lambda: pg.send(message.source, m.Activated, missing, holds),
+    )
+
+
+def got_activated(pg: PG, message: m.Activated) -> None:
+    """A member has the history on disk."""
+    if pg.state == "activating":
+        pg.missing[message.source] = dict(message.missing)
+        pg.holds[message.source] = dict(message.holds)
+        _activated(pg, message.source)
+
+
+def _activated(pg: PG, peer: Peer) -> None:
+    pg.activating.discard(peer)
+    if pg.activating:
+        return
+    pg.state = "active" if can_write(pg) else "peered"
+    pg.committed = pg.copy.meta.log.head
+    record_history(pg, les=pg.info.last_epoch_started, clean=pg.info.last_epoch_clean)
+    for other in pg.writers:
+        if other != pg.me:
+            pg.send(other, m.Committed, pg.committed)
+    ops.roll_forward(pg, pg.committed)
+    renew_lease(pg)
+    if pg.prior_bound > pg.osd.now:
+        pg.later(pg.prior_bound - pg.osd.now + 1e-6, lambda: ops.requeue(pg))
+    ops.requeue(pg)
+    recovery.kick(pg)
+
+
+def can_write(pg: PG) -> bool:
+    """Whether there are enough members to accept client operations (min_size)."""
+    return len(pg.acting) >= pg.pool.min_size
+
+
+def record_history(pg: PG, les: int, clean: int) -> None:
+    """Write down, here and with every member, how far all have come together."""
+    pg.commit(Transaction(pg.meta(history_les=les, last_epoch_clean=clean)))
+    for peer in pg.writers:
+        if peer != pg.me:
+            pg.send(peer, m.History, les, clean)
+
+
+def renew_lease(pg: PG) -> None:
+    """Ask every member to let this one read a while longer, and again before that ends."""
+    if not pg.active:
+        return
+    pg.bound = pg.osd.now + pg.osd.config.lease
+    for peer in pg.acting:
+        if peer != pg.me:
+            pg.send(peer, m.Lease, pg.bound, pg.readable_until)
+    got_lease_ack(pg, pg.me, pg.bound)
+    pg.later(pg.osd.config.lease / 2, lambda: renew_lease(pg))
+
+
+def got_lease_ack(pg: PG, peer: Peer, bound: float) -> None:
+    """The lease is as long as the shortest bound that a member has acknowledged."""
+    pg.lease_acks[peer] = bound
+    until = min(pg.lease_acks.get(member, 0.0) for member in pg.acting)
+    if until > pg.readable_until:
+        pg.readable_until = until
+        ops.requeue(pg)

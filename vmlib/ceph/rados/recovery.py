@@ -1,0 +1,311 @@
+"""Recovery and backfill: what a member lacks is copied while clients go on.
+
+Recovery follows the log: each copy knows by name which objects it lacks, and in which version. The
+primary fetches what it lacks itself, then pushes to the others; an object that a client waits for
+comes first. A copy whose log does not reach back far enough is backfilled: all names in order, and
+those behind the cursor already take part in writes. While an object is under way writes to it
+wait, so that no push can overwrite something newer.
+
+In an erasure-coded pool an object is put together from any k chunks of its version, and the chunks
+that are missing are computed again: k chunks are read for each one written.
+
+Ceph: doc/dev/osd_internals/recovery_reservation.rst, backfill_reservation.rst, log_based_pg.rst;
+`osd_recovery_max_active` (3 for hdd) is `recovery_active` here. Left out: reservations, throttling
+by priority, partial recovery of an object (an object is copied whole).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmlib.ceph.rados import messages as m
+from vmlib.ceph.rados import ops, peering
+from vmlib.ceph.rados.erasure import decode, encode
+from vmlib.ceph.rados.pglog import MAX_NAME, ZERO, Peer, Version, newest
+from vmlib.ceph.rados.store import Stored, Transaction
+from vmlib.ceph.rados.work import Gather
+
+if TYPE_CHECKING:
+    from vmlib.ceph.rados.pg import PG
+
+
+def kick(pg: PG) -> None:
+    """Start as many recoveries as may run at a time; note it when nothing is left to do."""
+    if not pg.active:
+        return
+    while len(pg.recovering) < pg.osd.config.recovery_active:
+        name = _next(pg)
+        if name is None:
+            break
+        _recover(pg, name)
+    if not pg.recovering and not _lacking(pg) and not pg.unfound:
+        if pg.backfill.keys() - pg.filled:
+            _backfill(pg)
+        else:
+            _finished(pg)
+
+
+def _lacking(pg: PG) -> set[str]:
+    names = set(pg.copy.meta.missing)
+    for lacks in pg.missing.values():
+        names.update(lacks)
+    return names
+
+
+def _next(pg: PG) -> str | None:
+    lacking = _lacking(pg) - pg.recovering.keys() - pg.unfound
+    lacking -= pg.locks.keys() | {write.name for write in pg.in_flight.values()}
+    first = [name for name in pg.wanted if name in lacking]
+    return first[0] if first else min(lacking, default=None)
+
+
+def want(pg: PG, name: str) -> None:
+    """A client waits for this object."""
+    if name not in pg.wanted:
+        pg.wanted.append(name)
+    kick(pg)
+
+
+def lock(pg: PG, name: str) -> None:
+    """Hold writes to an object back."""
+    pg.locks[name] = pg.locks.get(name, 0) + 1
+
+
+def unlock(pg: PG, name: str) -> None:
+    """Let writes to an object through, if nobody else holds it."""
+    pg.locks[name] -= 1
+    if not pg.locks[name]:
+        del pg.locks[name]
+
+
+def needed_version(pg: PG, name: str) -> Version:
+    """Return the version that every member should hold of an object (ZERO: none)."""
+    if name in pg.copy.meta.missing:
+        return pg.copy.meta.missing[name]
+    entry = newest(pg.copy.meta.log.entries, name)
+    return entry.version if entry else pg.copy.version_of(name)
+
+
+# -- reading from others -----------------------------------------------------------------------
+
+
+def gather(
+    pg: PG,
+    name: str,
+    version: Version,
+    need: int,
+    done: Callable[[dict[int, Stored] | None], None],
+) -> None:
+    """Read `need` chunks (or one copy) of exactly this version; `done(None)` if there are not.
+
+    Whoever may have it is asked, one after the other where an answer disappoints.
+    """
+    here = pg.copy.objects.get(name)
+    got: dict[int, Stored] = {}
+    if here and here.version == version and name not in pg.copy.meta.missing:
+        got[pg.shard] = here
+    work = Gather(name, version, need, _holders(pg, name), done, got)
+    pg.osd.tids += 1
+    pg.gathers[pg.osd.tids] = work
+    _ask_more(pg, pg.osd.tids)
+
+
+def _holders(pg: PG, name: str) -> list[Peer]:
+    """Members first, then strays whose log we have seen and who do not lack the object."""
+    members = [p for p in pg.acting if p != pg.me and name not in pg.missing.get(p, {})]
+    up = pg.osd.map.is_up
+    strays = [
+        peer
+        for peer, meta in sorted(pg.metas.items())
+        if peer not in pg.acting and up(peer[0]) and name not in meta.missing
+    ]
+    return members + strays
+
+
+def _ask_more(pg: PG, tid: int) -> None:
+    work = pg.gathers[tid]
+    shards = {peer[1] for peer in work.asked} | work.got.keys()
+    while len(work.got) + len(work.asked) < work.need:
+        peer = next((p for p in work.ask if p[1] not in shards), None)
+        if peer is None:
+            break
+        work.ask.remove(peer)
+        work.asked.add(peer)
+        shards.add(peer[1])
+        pg.send(peer, m.Fetch, work.name, tid)
+    if len(work.got) >= work.need or not work.asked:
+        del pg.gathers[tid]
+        work.done(work.got if len(work.got) >= work.need else None)
+
+
+def got_fetched(pg: PG, source: Peer, message: m.Fetched) -> None:
+    """An answer: right, or of another version and of no use."""
+    work = pg.gathers.get(message.tid)
+    if work is None or source not in work.asked:
+        return
+    work.asked.discard(source)
+    if message.held and message.held.version == work.version:
+        work.got[source[1]] = message.held
+    _ask_more(pg, message.tid)
+
+
+def give_up_on_dead(pg: PG) -> None:
+    """A new epoch: whoever was asked and is down now will not answer."""
+    for tid in list(pg.gathers):
+        work = pg.gathers[tid]
+        dead = {peer for peer in work.asked if not pg.osd.map.is_up(peer[0])}
+        if dead:
+            work.asked -= dead
+            _ask_more(pg, tid)
+
+
+# -- one object --------------------------------------------------------------------------------
+
+
+def _recover(pg: PG, name: str) -> None:
+    """Bring one object to every member that lacks it."""
+    pg.recovering[name] = set()
+    if name in pg.wanted:
+        pg.wanted.remove(name)
+    version = needed_version(pg, name)
+    targets = [peer for peer, lacks in pg.missing.items() if name in lacks]
+    fetch(pg, name, version, lambda got: _fetched(pg, name, version, targets, got))
+
+
+def fetch(
+    pg: PG, name: str, version: Version, then: Callable[[dict[int, Stored] | None], None]
+) -> None:
+    """Hand over what each shard should store of an object, from here or from others."""
+    pool = pg.pool
+
+    def read(got: dict[int, Stored] | None) -> None:
+        if got is None:
+            then(None)
+            return
+        size = sum(len(stored.data) for stored in got.values())
+        pg.later(pg.osd.store.read_time(size), lambda: then(rebuilt(got)))
+
+    def rebuilt(got: dict[int, Stored]) -> dict[int, Stored]:
+        if not pool.k:
+            return got
+        length = next(iter(got.values())).length
+        data = decode({i: chunk.data for i, chunk in got.items()}, pool.k, pool.m, length)
+        chunks = encode(data, pool.k, pool.m)
+        return {i: Stored(version, chunk, length) for i, chunk in enumerate(chunks)}
+
+    gather(pg, name, version, pool.k or 1, read)
+
+
+def _fetched(
+    pg: PG, name: str, version: Version, targets: list[Peer], got: dict[int, Stored] | None
+) -> None:
+    if got is None:
+        pg.unfound.add(name)
+        del pg.recovering[name]
+        kick(pg)
+        return
+    waiting = pg.recovering[name]
+    waiting.update(targets)
+    if name in pg.copy.meta.missing:
+        waiting.add(pg.me)
+        missing = {n: v for n, v in pg.copy.meta.missing.items() if n != name}
+        put = got[pg.shard]
+        pg.commit(Transaction(pg.meta(missing), {name: put}), lambda: got_pushed(pg, pg.me, name))
+    for peer in targets:
+        pg.send(peer, m.Push, name, got[peer[1]], version)
+    if not waiting:
+        _recovered(pg, name)
+
+
+def pushed_by(pg: PG, message: m.Push) -> None:
+    """A member takes an object from the primary, unless it has something newer."""
+    name, put = message.name, message.put
+    missing = {n: v for n, v in pg.copy.meta.missing.items() if n != name}
+    puts = {} if newer_here(pg, name, message.version) or name == MAX_NAME else {name: put}
+    meta = pg.meta(missing)
+    if message.backfilled is not None:
+        meta = pg.meta(missing, last_backfill=message.backfilled)
+    pg.commit(Transaction(meta, puts), lambda: pg.send(message.source, m.Pushed, name))
+
+
+def newer_here(pg: PG, name: str, version: Version) -> bool:
+    """Whether this copy holds the object in a later version than the one pushed."""
+    return pg.copy.version_of(name) > version and name not in pg.copy.meta.missing
+
+
+def got_pushed(pg: PG, peer: Peer, name: str) -> None:
+    """A member has the object on disk."""
+    if name in pg.recovering:
+        pg.missing.get(peer, {}).pop(name, None)
+        pg.recovering[name].discard(peer)
+        if not pg.recovering[name]:
+            _recovered(pg, name)
+
+
+def _recovered(pg: PG, name: str) -> None:
+    del pg.recovering[name]
+    if name == MAX_NAME:
+        pg.filled = {peer for peer, cursor in pg.backfill.items() if cursor == MAX_NAME}
+    ops.requeue(pg)
+    kick(pg)
+
+
+def new_source(pg: PG) -> None:
+    """Somebody came back who may have what nobody had."""
+    pg.unfound.clear()
+    kick(pg)
+
+
+# -- a whole copy ------------------------------------------------------------------------------
+
+
+def _backfill(pg: PG) -> None:
+    """Push the next object after the cursor of one backfill, or end it."""
+    peer = min(pg.backfill.keys() - pg.filled)
+    cursor = pg.backfill[peer]
+    holds = pg.holds.get(peer, {})
+    busy = {write.name for write in pg.in_flight.values()} | pg.locks.keys()
+    for name in sorted({*pg.copy.objects, *holds}):
+        if name <= cursor:
+            continue
+        if name in busy:
+            pg.later(pg.osd.config.tick / 4, lambda: kick(pg))
+            return
+        version = pg.copy.version_of(name)
+        if holds.get(name, ZERO) == version:
+            pg.backfill[peer] = cursor = name
+            continue
+        pg.recovering[name] = {peer}
+        if version == ZERO:
+            _send_backfill(pg, peer, name, version, None)
+        else:
+            fetch(pg, name, version, partial(_backfilled, pg, peer, name, version))
+        return
+    pg.recovering[MAX_NAME] = {peer}
+    _send_backfill(pg, peer, MAX_NAME, ZERO, None)
+
+
+def _backfilled(
+    pg: PG, peer: Peer, name: str, version: Version, got: dict[int, Stored] | None
+) -> None:
+    if got is None:
+        del pg.recovering[name]
+        pg.unfound.add(name)
+    else:
+        _send_backfill(pg, peer, name, version, got[peer[1]])
+
+
+def _send_backfill(pg: PG, peer: Peer, name: str, version: Version, put: Stored | None) -> None:
+    pg.backfill[peer] = name
+    pg.send(peer, m.Push, name, put, version, name)
+
+
+def _finished(pg: PG) -> None:
+    """Nothing is missing anywhere: give pg_temp back, or note that the PG is clean."""
+    if pg.placed.acting != pg.placed.up:
+        peering.ask_acting(pg, pg.placed.up)
+    elif not pg.clean:
+        pg.clean = True
+        peering.record_history(pg, pg.info.history_les, pg.osd.epoch)
