@@ -12,11 +12,10 @@ import pytest
 from linearizability import linearizable
 from rados_runs import run, shape
 
-from vmlib.ceph.rados import Operation, ops, peering, recovery
+from vmlib.ceph.rados import Operation, lease, ops, peering, recovery
 from vmlib.ceph.rados import store as store_module
 
 SLICE = 60
-MUTANT_SEEDS = 150
 
 
 def op(kind, value, start, end, client="client.0"):
@@ -94,7 +93,7 @@ def test_nothing_acknowledged_is_lost():
     operations = 0
     for seed in range(first, first + SLICE):
         verdict = run(seed)
-        assert verdict.good, (seed, shape(seed), verdict.wrong, verdict.stuck)
+        assert verdict.good, (seed, shape(seed), verdict.wrong, verdict.stuck, verdict.split)
         operations += verdict.operations
     assert operations > 100 * SLICE
 
@@ -110,7 +109,7 @@ def test_nothing_acknowledged_is_lost_in_many_schedules(log_soak):
     first, count = random.SystemRandom().randrange(10**9), 10_000
     for seed in range(first, first + count):
         verdict = run(seed)
-        assert verdict.good, (seed, shape(seed), verdict.wrong, verdict.stuck)
+        assert verdict.good, (seed, shape(seed), verdict.wrong, verdict.stuck, verdict.split)
     log_soak("RADOS: random fault schedules, linearizable and live", first, count)
 
 
@@ -137,8 +136,8 @@ def ack_one_shard_short(patch):
 
 
 def stale_primary(patch):
-    """No lease: whoever thinks that it leads, reads."""
-    patch.setattr(ops, "readable", lambda pg: True)
+    """No lease: whoever thinks that it leads serves."""
+    patch.setattr(lease, "readable", lambda pg: True)
 
 
 def no_peering(patch):
@@ -213,12 +212,8 @@ MUTANTS = [
 ]
 
 
-def catch(seeds):
-    """Return the first seed whose history no register explains."""
-    return next((seed for seed in seeds if run(seed).wrong), None)
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_broken_rule_is_caught(mutant, monkeypatch):
+    """Some history of a slice that always is the same is one that no register explains."""
     mutant(monkeypatch)
-    assert catch(range(MUTANT_SEEDS)) is not None
+    assert any(run(seed).wrong for seed in range(SLICE))

@@ -8,6 +8,7 @@ what one write costs on a device in `device`; cache tiers in `tier`.
 Not a performance model: latencies are parameters, and what a real cluster takes is not claimed.
 """
 
+from vmlib.ceph.rados import ceiling
 from vmlib.ceph.rados.client import POLICIES, Client, Operation
 from vmlib.ceph.rados.cluster import Cluster, NotDone, state
 from vmlib.ceph.rados.clustermap import (
@@ -35,16 +36,19 @@ from vmlib.ceph.rados.faults import KINDS, Fault, inject, random_faults
 from vmlib.ceph.rados.monitor import MonConfig
 from vmlib.ceph.rados.osd import OsdConfig
 from vmlib.ceph.rados.pglog import PgId
+from vmlib.ceph.rados.tier import MODES, CacheTier, TierConfig, TierCounts
 
 __all__ = [
     "BLUESTORE_HDD",
     "BLUESTORE_SSD",
     "FILESTORE",
     "KINDS",
+    "MODES",
     "NONE",
     "POLICIES",
     "Amplification",
     "Backend",
+    "CacheTier",
     "Client",
     "Cluster",
     "ClusterMap",
@@ -60,7 +64,10 @@ __all__ = [
     "Placement",
     "Pool",
     "RawPlacement",
+    "TierConfig",
+    "TierCounts",
     "amplification",
+    "ceiling",
     "decode",
     "encode",
     "inject",

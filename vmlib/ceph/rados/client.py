@@ -114,8 +114,7 @@ class Client:
         while not self._reply.triggered:
             yield self._reply | self._engine.env.timeout(self.resend)
             if not self._reply.triggered:
-                ask = self._engine.random.choice(self._monitors)
-                self._engine.send(self.name, ask, m.GetMaps(self.map.epoch))
+                self._ask_for_maps()
                 self._op = replace(self._op, replica_ok=False)
                 self._send()
         reply = self._reply.value
@@ -140,6 +139,12 @@ class Client:
         assert self._op
         self._op = replace(self._op, epoch=self.map.epoch)
         self._target = self._choose(self._op)
-        if self._target != NONE:
+        if self._target == NONE:
+            self._ask_for_maps()
+        else:
             self.sent += 1
             self._engine.send(self.name, f"osd.{self._target}", self._op)
+
+    def _ask_for_maps(self) -> None:
+        monitor = self._engine.random.choice(self._monitors)
+        self._engine.send(self.name, monitor, m.GetMaps(self.map.epoch))

@@ -11,7 +11,6 @@ nodes, lets time pass, and adds up what they did.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from vmlib.ceph.rados.client import Client, Operation
@@ -189,17 +188,25 @@ class Cluster:
         return total
 
     def set_in(self, osd: int, in_: bool) -> None:
-        """Mark an OSD in or out, as `ceph osd out` does."""
+        """Mark an OSD in or out, as `ceph osd out` does. Needs a leader among the monitors."""
+        self._change(osd, in_=in_)
+
+    def set_down(self, osd: int) -> None:
+        """Mark an OSD down, as `ceph osd down` does. If it lives it says so and comes back."""
+        self._change(osd, up=False)
+
+    def _change(self, osd: int, **fields: bool) -> None:
         for monitor in self.monitors:
             if monitor.leading:
-                state = monitor.maps[-1].osds[osd]
-                monitor.change({osd: replace(state, in_=in_)})
+                monitor.change(osd, fields)
 
 
 def state(pg: PG) -> str:
     """Return a PG's state as `ceph pg stat` would print it."""
     words = [pg.state]
     if pg.active:
+        if pg.osd.now < pg.prior_bound:
+            words.append("wait")
         if pg.copy.meta.missing or any(pg.missing.values()):
             words.append("recovering")
         if pg.unfound:

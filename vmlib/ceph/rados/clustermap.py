@@ -32,6 +32,8 @@ class OsdState:
     in_: bool = True
     up_from: int = 0
     up_thru: int = 0
+    nonce: int = 0
+    """Which of the OSD's lives is up: Ceph has it in the address."""
 
 
 @dataclass(frozen=True, slots=True)

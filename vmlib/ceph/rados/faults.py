@@ -106,10 +106,10 @@ def _actions(
     if fault.kind == "slow disk":
 
         def slow() -> None:
-            osd.store.slow += 200
+            osd.store.slow += 40
 
         def normal() -> None:
-            osd.store.slow -= 200
+            osd.store.slow -= 40
 
         return slow, normal
     engine = cluster.engine

@@ -218,11 +218,10 @@ class LeaseAck(PgMessage):
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """An OSD asks to be marked up; `fresh` when its process has just started."""
+    """An OSD asks to be marked up; `nonce` tells its lives apart, later ones have larger ones."""
 
     osd: int
-    epoch: int
-    fresh: bool
+    nonce: int
 
 
 @dataclass(frozen=True, slots=True)

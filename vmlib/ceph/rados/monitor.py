@@ -11,10 +11,12 @@ The leader turns what OSDs ask for into epochs: boot, failure (two reporters, as
 
 Ceph: doc/dev/mon-elections.rst, doc/rados/configuration/mon-osd-interaction.rst, src/mon/Paxos.h.
 Different here: Ceph first elects a leader by rank, then collects; here the collecting is the
-election. A monitor's disk takes no time. Left out: stretch mode, laggy estimates of the grace, the
-`min_up_ratio` and `min_in_ratio` limits, trimming of old epochs.
+election, and a proposal that nobody answers is sent again. A monitor's disk takes no time. Left
+out: stretch mode, laggy estimates of the grace, the `min_up_ratio` and `min_in_ratio` limits,
+trimming of old epochs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,6 +142,7 @@ class Monitor:
                 self._mark_out()
                 for other in self._others:
                     self._send(other, Commit(self.promised, self._maps_after(other)))
+                self._begin_again()
         elif now - self._heard > config.lease + 0.4 * self.rank:
             self._stand()
         self._engine.at(config.tick, lambda: self._repeat(life))
@@ -191,9 +194,15 @@ class Monitor:
         self._proposing = True
         self.accepted = (self.promised, map)
         self._accepts = {self.name}
-        for other in self._others:
-            self._send(other, Begin(self.promised, map))
+        self._begin_again()
         self._maybe_commit()
+
+    def _begin_again(self) -> None:
+        """Ask those who have not accepted the open proposal; who died since does not know of it."""
+        if self._proposing and self.accepted:
+            for other in self._others:
+                if other not in self._accepts:
+                    self._send(other, Begin(self.promised, self.accepted[1]))
 
     def _begin(self, source: Node, message: Begin) -> None:
         if message.pn < self.promised:
@@ -257,12 +266,12 @@ class Monitor:
             return
         map = self.maps[-1]
         match message:
-            case Boot(osd, epoch, fresh):
+            case Boot(osd, nonce):
                 state = map.osds[osd]
                 if not state.up:
-                    self._osds[osd] = OsdState(True, True, map.epoch + 1, state.up_thru)
+                    self._osds[osd] = OsdState(True, True, map.epoch + 1, state.up_thru, nonce)
                     self._reports.pop(osd, None)
-                elif fresh and epoch >= state.up_from:
+                elif nonce > state.nonce:
                     self._osds[osd] = replace(state, up=False)  # its earlier life ends first
             case Alive(osd, epoch):
                 state = map.osds[osd]
@@ -277,9 +286,10 @@ class Monitor:
         if self._osds or self._temps:
             self._propose_soon()
 
-    def change(self, osds: dict[int, OsdState]) -> None:
-        """Take an administrator's change of OSDs, at the leader."""
-        self._osds.update(osds)
+    def change(self, osd: int, fields: Mapping[str, bool]) -> None:
+        """Take an administrator's change of an OSD's state, at the leader."""
+        now = self._osds.get(osd, self.maps[-1].osds[osd])
+        self._osds[osd] = replace(now, **fields)
         self._propose_soon()
 
     def _failure(self, map: ClusterMap, reporter: int, target: int) -> None:

@@ -18,34 +18,44 @@ object. Left out: overwrites of parts in erasure-coded pools, deletes, snapshots
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmlib.ceph.rados import gather, lease, recovery
 from vmlib.ceph.rados import messages as m
-from vmlib.ceph.rados import recovery
 from vmlib.ceph.rados.engine import Node
 from vmlib.ceph.rados.erasure import decode, encode
 from vmlib.ceph.rados.pglog import ZERO, LogEntry, Peer, PgMeta, Version, newest
 from vmlib.ceph.rados.store import Stored, Transaction
-from vmlib.ceph.rados.work import InFlight
 from vmlib.errors import Unsupported
 
 if TYPE_CHECKING:
     from vmlib.ceph.rados.pg import PG
 
 
+@dataclass
+class InFlight:
+    """A write that not every copy has on disk yet."""
+
+    name: str
+    waiting: set[Peer]
+    clients: list[tuple[Node, m.ClientOp]]
+
+
 def client_op(pg: PG, source: Node, op: m.ClientOp) -> None:
     """Take an operation from a client, at the primary; wait with it while it cannot be done."""
-    if not (pg.state == "active" and readable(pg)):
-        pg.waiting.append((source, op))
+    if not (pg.state == "active" and lease.readable(pg)):
+        wait(pg, source, op)
     elif op.data is None:
         _read(pg, source, op)
     else:
         _write(pg, source, op)
 
 
-def readable(pg: PG) -> bool:
-    """Our lease holds, and nobody of an earlier interval can still be reading."""
-    return pg.osd.now < pg.readable_until and pg.osd.now >= pg.prior_bound
+def wait(pg: PG, source: Node, op: m.ClientOp) -> None:
+    """Keep an operation for later, once, however often it was sent."""
+    if all(other.reqid != op.reqid for _, other in pg.waiting):
+        pg.waiting.append((source, op))
 
 
 def requeue(pg: PG) -> None:
@@ -68,7 +78,7 @@ def _write(pg: PG, source: Node, op: m.ClientOp) -> None:
             pg.osd.send(source, m.ClientReply(op.reqid))
         return
     if must_wait(pg, op.name):
-        pg.waiting.append((source, op))
+        wait(pg, source, op)
         return
     stored, written = _compose(pg, op)
     held = newest(pg.copy.meta.log.entries, op.name)
@@ -206,9 +216,9 @@ def _read(pg: PG, source: Node, op: m.ClientOp) -> None:
     name = op.name
     if name in pg.copy.meta.missing:
         recovery.want(pg, name)
-        pg.waiting.append((source, op))
+        wait(pg, source, op)
     elif any(write.name == name for write in pg.in_flight.values()):
-        pg.waiting.append((source, op))
+        wait(pg, source, op)
     elif pg.pool.k:
         _read_chunks(pg, source, op)
     else:
@@ -228,15 +238,15 @@ def _read_chunks(pg: PG, source: Node, op: m.ClientOp) -> None:
         recovery.unlock(pg, op.name)
         if got is None:  # too many members lack it still: recovery comes first
             recovery.want(pg, op.name)
-            pg.later(pg.osd.config.tick / 4, lambda: client_op(pg, source, op))
-        else:
-            chunks = {shard: chunk.data for shard, chunk in got.items()}
-            data = decode(chunks, pool.k, pool.m, held.length)
-            pg.osd.send(source, m.ClientReply(op.reqid, data))
+            wait(pg, source, op)
+            return
+        chunks = {shard: chunk.data for shard, chunk in got.items()}
+        data = decode(chunks, pool.k, pool.m, held.length)
+        pg.osd.send(source, m.ClientReply(op.reqid, data))
         requeue(pg)
 
     recovery.lock(pg, op.name)
-    recovery.gather(pg, op.name, held.version, pool.k, done)
+    gather.start(pg, op.name, held.version, pool.k, done)
 
 
 def replica_read(pg: PG, source: Node, op: m.ClientOp) -> None:

@@ -76,17 +76,14 @@ class Osd:
     def serving(self) -> bool:
         """Whether the map says that this life of this OSD is up."""
         state = self.map.osds[self.id]
-        return self.alive and state.up and state.up_from > self._started_at
+        return self.alive and state.up and state.nonce == self.life
 
     def start(self) -> None:
         """Begin a life with what is on disk."""
         self.alive = True
         self.life += 1
-        self._started_at = self.epoch
         self._served = False
         """Was up in the epoch before this one."""
-        self._fresh = True
-        """Has not been up in this life yet."""
         self._early: list[tuple[Node, Any]] = []
         self._heard: dict[int, float] = {}
         self._asked_at = -1.0
@@ -127,7 +124,7 @@ class Osd:
     def _tick(self) -> None:
         self._to_monitor(m.GetMaps(self.epoch))
         if not self.serving:
-            self._to_monitor(m.Boot(self.id, self.epoch, self._fresh))
+            self._to_monitor(m.Boot(self.id, self.life))
         self._wants()
         if self.serving:
             for osd, heard in self._heard.items():
@@ -226,7 +223,6 @@ class Osd:
                 del self._heard[osd]
         starts, ends = self.serving and not self._served, self._served and not self.serving
         self._served = self.serving
-        self._fresh = self._fresh and not self.serving
         if not (self.serving or ends):
             return
         for pg in map.pgs():

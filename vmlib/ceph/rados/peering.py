@@ -7,12 +7,13 @@ monitors know it alive in this interval (up_thru), and activates: every member w
 down with a new last_epoch_started. Only then do clients get through.
 
 If from a past interval that may have been writable too few members are left, the PG is down: it
-waits rather than forgets. Reads also wait until the lease of earlier intervals has run out.
+waits rather than forgets. Where somebody of an earlier interval is down, he may not know that it
+is over: operations wait until the lease of that interval has run out.
 
 Ceph: doc/dev/peering.rst, doc/dev/osd_internals/last_epoch_started.rst and stale_read.rst
 ("readable_until", "Prior Intervals", PG "wait" and "laggy" states), `calc_replicated_acting`.
 
-Left out: dead_epoch (the early way out of WAIT), removal of strays, async recovery, reservations.
+Left out: dead_epoch (an early way out of WAIT), removal of strays, async recovery, reservations.
 A restarted OSD does not remember its lease, so it assumes one that began at its restart.
 """
 
@@ -21,8 +22,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmlib.ceph.rados import gather, lease, ops, recovery
 from vmlib.ceph.rados import messages as m
-from vmlib.ceph.rados import ops, recovery
 from vmlib.ceph.rados.clustermap import NONE, past_intervals
 from vmlib.ceph.rados.pglog import (
     ZERO,
@@ -62,14 +63,15 @@ def probe_set(pg: PG) -> set[Peer]:
 
 
 def _own_info(pg: PG) -> None:
-    pg.infos[pg.me] = pg.info
-    _maybe_choose(pg)
+    if pg.state == "getinfo":
+        pg.infos[pg.me] = pg.info
+        _maybe_choose(pg)
 
 
 def look_again(pg: PG) -> None:
     """A new epoch in the same interval: somebody came back, or somebody asked is gone."""
     if pg.active:
-        recovery.give_up_on_dead(pg)
+        gather.give_up_on_dead(pg)
     elif pg.state in ("down", "incomplete") or (
         pg.state != "activating" and probe_set(pg) != pg.probing
     ):
@@ -113,7 +115,8 @@ def _maybe_choose(pg: PG) -> None:
         pg.state = "down"
         return
     pool = pg.pool
-    pg.prior_bound = max(info.readable_until_ub for info in pg.infos.values())
+    if any_down(pg):
+        pg.prior_bound = max(info.readable_until_ub for info in pg.infos.values())
     pg.auth = find_best_info(pg.infos, erasure=bool(pool.k), prefer=pg.me)
     chosen = choose_acting(pg, pg.infos[pg.auth]) if pg.auth else None
     if chosen is None:
@@ -131,6 +134,12 @@ def _maybe_choose(pg: PG) -> None:
         assert pg.auth
         pg.state = "getlog"
         pg.send(pg.auth, m.Query, True)
+
+
+def any_down(pg: PG) -> bool:
+    """Whether somebody of a past interval is not here to say that it has ended for him."""
+    members = {p for interval in pg.intervals for p in pg.members(interval.placed.acting)}
+    return any(not pg.osd.map.is_up(peer[0]) for peer in members)
 
 
 def lost_interval(pg: PG) -> bool:
@@ -290,9 +299,14 @@ def _activated(pg: PG, peer: Peer) -> None:
         if other != pg.me:
             pg.send(other, m.Committed, pg.committed)
     ops.roll_forward(pg, pg.committed)
-    renew_lease(pg)
+    lease.renew(pg)
     if pg.prior_bound > pg.osd.now:
-        pg.later(pg.prior_bound - pg.osd.now + 1e-6, lambda: ops.requeue(pg))
+        pg.later(pg.prior_bound - pg.osd.now + 1e-6, lambda: _wait_over(pg))
+    ops.requeue(pg)
+    recovery.kick(pg)
+
+
+def _wait_over(pg: PG) -> None:
     ops.requeue(pg)
     recovery.kick(pg)
 
@@ -308,24 +322,3 @@ def record_history(pg: PG, les: int, clean: int) -> None:
     for peer in pg.writers:
         if peer != pg.me:
             pg.send(peer, m.History, les, clean)
-
-
-def renew_lease(pg: PG) -> None:
-    """Ask every member to let this one read a while longer, and again before that ends."""
-    if not pg.active:
-        return
-    pg.bound = pg.osd.now + pg.osd.config.lease
-    for peer in pg.acting:
-        if peer != pg.me:
-            pg.send(peer, m.Lease, pg.bound, pg.readable_until)
-    got_lease_ack(pg, pg.me, pg.bound)
-    pg.later(pg.osd.config.lease / 2, lambda: renew_lease(pg))
-
-
-def got_lease_ack(pg: PG, peer: Peer, bound: float) -> None:
-    """The lease is as long as the shortest bound that a member has acknowledged."""
-    pg.lease_acks[peer] = bound
-    until = min(pg.lease_acks.get(member, 0.0) for member in pg.acting)
-    if until > pg.readable_until:
-        pg.readable_until = until
-        ops.requeue(pg)

@@ -16,13 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmlib.ceph.rados import gather, lease, ops, peering, recovery
 from vmlib.ceph.rados import messages as m
-from vmlib.ceph.rados import ops, peering, recovery
 from vmlib.ceph.rados.clustermap import NONE, Interval, Placed, Pool
 from vmlib.ceph.rados.engine import Node
 from vmlib.ceph.rados.pglog import ZERO, Peer, PgId, PgInfo, PgMeta, Version
 from vmlib.ceph.rados.store import Copy, Transaction
-from vmlib.ceph.rados.work import Gather, InFlight
 
 if TYPE_CHECKING:
     from vmlib.ceph.rados.osd import Osd
@@ -63,7 +62,7 @@ class PG:
         self.filled: set[Peer] = set()
         """Backfills that are done; their members wait for the next interval."""
         self.holds: dict[Peer, dict[str, Version]] = {}
-        self.in_flight: dict[Version, InFlight] = {}
+        self.in_flight: dict[Version, ops.InFlight] = {}
         self.waiting: list[tuple[Node, m.ClientOp]] = []
         self.locks: dict[str, int] = {}
         """Objects that reads or recovery hold: writes wait."""
@@ -71,7 +70,7 @@ class PG:
         self.unfound: set[str] = set()
         self.wanted: list[str] = []
         """Objects that clients wait for; recovered first."""
-        self.gathers: dict[int, Gather] = {}
+        self.gathers: dict[int, gather.Gather] = {}
         self.clean = False
 
     # -- facts ---------------------------------------------------------------------------------
@@ -198,7 +197,7 @@ class PG:
                 self.readable_until = message.until
                 self.send(source, m.LeaseAck, message.bound)
             case m.LeaseAck() if self.is_primary:
-                peering.got_lease_ack(self, source, message.bound)
+                lease.got_ack(self, source, message.bound)
             case m.RepOp() if source == self.primary:
                 ops.replicate(self, message)
             case m.RepAck() if self.is_primary:
@@ -209,7 +208,7 @@ class PG:
                 held = self.copy.objects.get(message.name)
                 self.send(source, m.Fetched, message.name, message.tid, held)
             case m.Fetched() if self.is_primary:
-                recovery.got_fetched(self, source, message)
+                gather.got(self, source, message)
             case m.Push() if source == self.primary:
                 recovery.pushed_by(self, message)
             case m.Pushed() if self.is_primary:
