@@ -15,6 +15,7 @@ SCRIPTS = (
     "choices.js",
     "scene_lanes.js",
     "scene_walk.js",
+    "scene_flow.js",
     "model_add.js",
     "model_loop.js",
     "walking.js",

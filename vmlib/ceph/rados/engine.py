@@ -29,7 +29,8 @@ class Receiver(Protocol):
 
 
 Watcher = Callable[[str, Node, Node, Any], None]
-"""Called with ("sent" | "arrived", source, target, message)."""
+"""Called with ("sent" | "arrived", source, target, message), and with ("on disk", OSD, OSD,
+transaction) when a journal has one."""
 
 
 class Engine:
@@ -67,6 +68,11 @@ class Engine:
         """Let time pass until then."""
         self.env.run(until)
 
+    def tell(self, event: str, source: Node, target: Node, what: Any) -> None:
+        """Tell whoever watches."""
+        if self.watch:
+            self.watch(event, source, target, what)
+
     def attach(self, name: Node, receiver: Receiver) -> None:
         """Put a node on the wire, or put its next life there."""
         self._nodes[name] = receiver
@@ -83,8 +89,7 @@ class Engine:
         if size:
             kind = type(message).__name__
             self.bytes_sent[kind] = self.bytes_sent.get(kind, 0) + size
-        if self.watch:
-            self.watch("sent", source, target, message)
+        self.tell("sent", source, target, message)
         self._count += 1
         lives = self._life.get(source, 0), self._life.get(target, 0)
         if not self._stopped(source, target, self._count, *lives, message):
@@ -119,8 +124,7 @@ class Engine:
     def _deliver(self, source: Node, target: Node, lives: tuple[int, int], message: Any) -> None:
         node = self._nodes.get(target)
         if node and lives == (self._life.get(source, 0), self._life.get(target, 0)):
-            if self.watch:
-                self.watch("arrived", source, target, message)
+            self.tell("arrived", source, target, message)
             node.receive(source, message)
 
     def cut(self, a: Node, b: Node) -> None:

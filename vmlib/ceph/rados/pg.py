@@ -146,6 +146,7 @@ class PG:
         since = self.since
 
         def on_commit() -> None:
+            self.osd.engine.tell("on disk", self.osd.name, self.osd.name, txn)
             if done and self.since == since:
                 done()
 
