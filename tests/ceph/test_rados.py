@@ -1,6 +1,7 @@
 """A cluster in peace and with one thing broken: what is sent, written, refused and recovered."""
 
 import pytest
+from rados_runs import disagreements
 
 from vmlib.ceph.rados import (
     NONE,
@@ -304,6 +305,32 @@ def test_a_new_member_gets_every_object(log_length):
     assert outside in cluster.placed("o0").acting
     assert cluster.engine.bytes_sent["Push"] == 10 * 1000
     assert on_disk(cluster, "o9") >= set(cluster.placed("o0").acting)
+
+
+@pytest.mark.parametrize("pool", [Pool(pg_num=1), Pool.erasure(2, 1)], ids=["copies", "chunks"])
+def test_objects_made_while_a_backfill_runs_are_not_passed_over(pool):
+    """The cursor stands at the object under way, not at the one before it."""
+    cluster = Cluster(1, osds=4, pools=[pool], osd_config=OsdConfig(log_length=3))
+    for i in range(8):
+        cluster.write(f"o{i}", b"old")
+    gone = cluster.placed("o0").acting[2]
+    cluster.osds[gone].crash()
+    cluster.run(60)
+    for i in range(8):  # more than the log has room for
+        cluster.write(f"o{i}", b"newer")
+    for osd in cluster.osds:
+        osd.store.latency = 0.3
+    cluster.osds[gone].start()
+    made = 0
+    while made < 5:
+        cluster.run(0.05)
+        leader = cluster.leader(cluster.pg_of("o0"))
+        way = min(leader.recovering, default="") if leader else ""
+        if len(way) == 2:  # o3 is being read for the new member: make o2~, which is before it
+            cluster.write(f"o{int(way[1]) - 1}~{made}", b"new")
+            made += 1
+    cluster.settle()
+    assert disagreements(cluster) == []
 
 
 def test_recovery_of_a_chunk_reads_k_chunks():

@@ -1,7 +1,8 @@
 """The Ceph room: where data goes, computed by everybody and stored by nobody.
 
 `CrushMap` holds a cluster's CRUSH map, maps inputs to devices exactly as Ceph does, and explains
-every draw.
+every draw. `rados` is a cluster in motion; it needs SimPy and is loaded by
+``from vmlib.ceph import rados``.
 """
 
 from vmlib.ceph.compare import Comparison
@@ -35,4 +36,5 @@ __all__ = [
     "crush_ln",
     "hash_many",
     "histogram",
+    "rados",
 ]

@@ -33,6 +33,7 @@ from vmlib.ceph.rados.device import (
 )
 from vmlib.ceph.rados.erasure import decode, encode
 from vmlib.ceph.rados.faults import KINDS, Fault, inject, random_faults
+from vmlib.ceph.rados.flow import record_write
 from vmlib.ceph.rados.monitor import MonConfig
 from vmlib.ceph.rados.osd import OsdConfig
 from vmlib.ceph.rados.pglog import PgId
@@ -72,6 +73,7 @@ __all__ = [
     "encode",
     "inject",
     "random_faults",
+    "record_write",
     "rendezvous",
     "state",
     "write_cost",

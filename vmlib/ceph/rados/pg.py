@@ -58,7 +58,7 @@ class PG:
         self.missing: dict[Peer, dict[str, Version]] = {}
         """What the other members lack."""
         self.backfill: dict[Peer, str] = {}
-        """How far each backfill has come: names up to here are there."""
+        """How far each backfill has come: names up to here are there or under way."""
         self.filled: set[Peer] = set()
         """Backfills that are done; their members wait for the next interval."""
         self.holds: dict[Peer, dict[str, Version]] = {}

@@ -204,23 +204,24 @@ def _backfill(pg: PG) -> None:
             pg.backfill[peer] = cursor = name
             continue
         pg.recovering[name] = {peer}
+        pg.backfill[peer] = name  # what is made between the two from now on is sent whole
         if version == ZERO:
             _send_backfill(pg, peer, name, version, None)
         else:
-            fetch(pg, name, version, partial(_backfilled, pg, peer, name, version))
+            fetch(pg, name, version, partial(_backfilled, pg, peer, name, cursor))
         return
     pg.recovering[MAX_NAME] = {peer}
     _send_backfill(pg, peer, MAX_NAME, ZERO, None)
 
 
-def _backfilled(
-    pg: PG, peer: Peer, name: str, version: Version, got: dict[int, Stored] | None
-) -> None:
+def _backfilled(pg: PG, peer: Peer, name: str, before: str, got: dict[int, Stored] | None) -> None:
     if got is None:
         del pg.recovering[name]
+        pg.backfill[peer] = before
         pg.unfound.add(name)
     else:
-        _send_backfill(pg, peer, name, version, got[peer[1]])
+        put = got[peer[1]]
+        _send_backfill(pg, peer, name, put.version, put)
 
 
 def _send_backfill(pg: PG, peer: Peer, name: str, version: Version, put: Stored | None) -> None:

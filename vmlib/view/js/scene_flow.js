@@ -111,7 +111,7 @@
       s("rect", { class: "vm-group-frame", x, y, width: w, height: tall, rx: 5 }),
       line(mode === "down" ? `✕ ${title}` : title, 0, "vm-group-name"),
       rank ? s("text", { class: "vm-rank", x: x + w - PAD + 2, y: y + PAD + 10 + (w < 100 ? LINE : 0) }, rank) : null,
-      line(role, 1, "vm-group-role"), parts,
+      role ? line(role, 1, "vm-group-role") : null, parts,
       counters.map((text, k) => s("text", { class: "vm-group-count", x: x + PAD,
         y: top + 11 + k * LINE }, text)));
     }
