@@ -19,9 +19,7 @@ import numpy.typing as npt
 from vmlib.errors import BadInput, HostUnavailable
 from vmlib.units import PAGE_SIZE, format_size, parse_size
 
-# Linux's number; Python has the name from 3.13 on. Elsewhere mappings are like that anyway.
-_NORESERVE = 0x4000 if sys.platform == "linux" else 0
-_FLAGS = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE
+_NORESERVE = 0x4000  # Linux's number; Python has the name from 3.13 on
 
 
 class GuestRam:
@@ -35,7 +33,7 @@ class GuestRam:
         if self.size % PAGE_SIZE:
             raise BadInput("ram", f"must be whole pages of {PAGE_SIZE} bytes, not {self.size}")
         try:
-            self._mapping = mmap.mmap(-1, self.size, _FLAGS)
+            self._mapping = _map(self.size)
         except (OSError, OverflowError) as error:
             raise HostUnavailable(
                 f"the host gives no {format_size(self.size)} of address space: {error}",
@@ -109,3 +107,10 @@ class GuestRam:
             raise BadInput(
                 "gpa", f"{gpa:#x}+{length:#x} lies outside guest RAM 0x0..{self.size - 1:#x}"
             )
+
+
+def _map(size: int) -> mmap.mmap:
+    """Return zeroed memory that the host need not have yet."""
+    if sys.platform == "linux":
+        return mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE)
+    return mmap.mmap(-1, size)  # elsewhere it is like that anyway
