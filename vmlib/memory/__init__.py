@@ -35,6 +35,7 @@ from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.svm_mmu import SvmMmu
 from vmlib.memory.tables import Map, Tables, build_tables
 from vmlib.memory.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
+from vmlib.memory.tlb_problems import TlbProblem, tlb_problem
 from vmlib.memory.walk import (
     Fault,
     TableMemory,
@@ -84,6 +85,7 @@ __all__ = [
     "Tag",
     "TlbArray",
     "TlbCounters",
+    "TlbProblem",
     "TlbShape",
     "Translation",
     "Walk",
@@ -102,6 +104,7 @@ __all__ = [
     "record_example",
     "record_walk",
     "record_walk_nested",
+    "tlb_problem",
     "translate",
     "translate_gpa",
     "walk",
