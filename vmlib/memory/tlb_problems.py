@@ -130,7 +130,7 @@ def _live(problem: TlbProblem) -> tuple[tuple[bool, bool], ...]:
             regs[process]["cr3"] |= process
     second_tables = build_tables(memory, at=2 * MIB, mapping=[Map(0, 0, MIB)], format="ept")
     second, vpid, running = Ept(second_tables.eptp), int(problem.vpid), 1
-    mmu = CachedMmu(memory, **regs[1])
+    mmu = CachedMmu(memory, shape=None, **regs[1])
     mmu.vm_entry(**regs[1], vpid=vpid, second=second)
     reads = []
     for kind, page, process in problem.story:
