@@ -36,7 +36,12 @@ def test_msr_rules_place_as_recorded(check):
         what="where multi-step-retry rules put random inputs",
         tool="crushtool (Ceph)",
         tool_version=f"{VECTORS['version']}, recorded {VECTORS['recorded']}",
-        covers=["vmlib/ceph/msr.py", "vmlib/ceph/buckets.py", "tests/ceph/msr_vectors.json"],
+        covers=[
+            "vmlib/ceph/msr.py",
+            "vmlib/ceph/run.py",
+            "vmlib/ceph/buckets.py",
+            "tests/ceph/msr_vectors.json",
+        ],
     ) as done:
         for one in rng.sample(recorded(), 100):
             for case in compare(*one, [rng.randrange(16)]):

@@ -6,7 +6,9 @@ from crush_maps import ALGS, PROFILES, WEIGHT_SETS, Compiled, map_text, version
 from vmlib.ceph import CrushMap
 from vmlib.errors import BadInput, Unsupported
 
-COVERS = [f"vmlib/ceph/{n}.py" for n in ("read_text", "shadows", "write_text", "build")]
+COVERS = [
+    f"vmlib/ceph/{n}.py" for n in ("read_text", "shadows", "write_text", "build", "write_json")
+]
 
 
 def texts():

@@ -12,7 +12,7 @@
 A `draws` list, if given, receives one `Draw` for each number that was looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -226,8 +226,3 @@ PICKERS: dict[str, Picker] = {
     "straw": straw,
     "straw2": straw2,
 }
-
-
-def winners_first(draws: Sequence[Draw]) -> list[Draw]:
-    """Return draws from best to worst, the first of equals first."""
-    return sorted(draws, key=lambda draw: -draw.straw)

@@ -191,7 +191,7 @@ class CrushMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return the map as `ceph osd crush dump` gives it, as plain data."""
-        from vmlib.ceph.read_json import write_json
+        from vmlib.ceph.write_json import write_json
 
         return write_json(self)
 

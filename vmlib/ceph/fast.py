@@ -19,7 +19,8 @@ from vmlib.ceph.crush_map import NONE, ONE, ChooseArgs, Rule, Step, Weights
 from vmlib.ceph.draws import MISSING, Drawer, Ints
 from vmlib.ceph.hashing import MASK, hash_many
 from vmlib.ceph.knobs import knobs_of, set_knob
-from vmlib.ceph.mapper import check_count, do_rule, weight_lookup
+from vmlib.ceph.mapper import check_count, do_rule
+from vmlib.ceph.run import UNSET, weight_lookup
 from vmlib.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 PAD = -1
 """What fills a row that is shorter than n."""
-
-UNSET = NONE - 1
-"""A place in a row that is not filled yet."""
 
 BLOCK = 1 << 14
 """Inputs worked on together; what a block needs beside its answer is a few megabytes."""

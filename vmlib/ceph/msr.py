@@ -11,53 +11,26 @@ devices. Numbers stand in docs.ceph.com, "CRUSH maps", MSR rules; the order of d
 retries was held against recorded answers of a newer crushtool.
 """
 
-from typing import TYPE_CHECKING
-
-from vmlib.ceph.buckets import PICKERS, Draw
-from vmlib.ceph.crush_map import NONE, RULE_TYPES, ChooseArgs, Rule, Step, Weights
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush_map import CrushMap
-    from vmlib.ceph.watch import Watch
-
-UNSET = NONE - 1
+from vmlib.ceph.crush_map import NONE, RULE_TYPES, Bucket, Rule, Step
+from vmlib.ceph.run import UNSET, Run
 
 
-def do_msr_rule(
-    crush: "CrushMap",
-    rule: Rule,
-    x: int,
-    n: int,
-    weights: Weights,
-    args: ChooseArgs,
-    watch: "Watch | None" = None,
-) -> list[int]:
-    """Return the devices that an MSR rule gives `x`: at most `n`; holes as NONE if indep."""
-    run = _Msr(crush, x, n, weights, args, watch)
-    run.run(rule)
+def run_msr(run: Run, rule: Rule, n: int) -> list[int]:
+    """Return the devices that an MSR rule gives: at most `n`; holes as NONE if indep."""
+    mapping = _Msr(run, n)
+    mapping.run_steps(rule)
     if rule.type == RULE_TYPES["msr_firstn"]:
-        return run.found
-    return [NONE if device == UNSET else device for device in run.out]
+        return mapping.found
+    return [NONE if device == UNSET else device for device in mapping.out]
 
 
 class _Msr:
-    """One run of one MSR rule for one input."""
+    """The places of one answer, filled descent by descent."""
 
-    def __init__(
-        self,
-        crush: "CrushMap",
-        x: int,
-        n: int,
-        weights: Weights,
-        args: ChooseArgs,
-        watch: "Watch | None",
-    ) -> None:
-        from vmlib.ceph.mapper import weight_lookup
-
-        self.crush, self.x, self.n, self.args, self.watch = crush, x, n, args, watch
-        self.weight_of = weight_lookup(weights)
-        self.descents = crush.tunables.msr_descents
-        self.collision_tries = crush.tunables.msr_collision_tries
+    def __init__(self, run: Run, n: int) -> None:
+        self.run, self.n = run, n
+        self.descents = run.crush.tunables.msr_descents
+        self.collision_tries = run.crush.tunables.msr_collision_tries
         self.out = [UNSET] * n
         self.found: list[int] = []
         """The devices in the order in which they were found: the answer of a firstn rule."""
@@ -65,12 +38,12 @@ class _Msr:
         self.used: list[dict[int, list[int]]] = []
         """For each choice of the rule: what was chosen for each stride, by its first place."""
 
-    def run(self, rule: Rule) -> None:
+    def run_steps(self, rule: Rule) -> None:
         """Run each take … emit in turn; it gets the places after those of the one before."""
         start, root = 0, 0
         for step in rule.steps:
-            if self.watch:
-                self.watch.begin(step)
+            if self.run.watch:
+                self.run.watch.begin(step)
             if step.op == "set_msr_descents":
                 self.descents = step.arg1
             elif step.op == "set_msr_collision_tries":
@@ -81,8 +54,8 @@ class _Msr:
                 self.steps.append(step)
             elif step.op == "emit" and self.steps:
                 start = self.emit(root, start)
-            if self.watch:
-                self.watch.ran(step, (), tuple(self.found))
+            if self.run.watch:
+                self.run.watch.ran(step, (), tuple(self.found))
 
     def emit(self, root: int, start: int) -> int:
         """Fill the places of one take … emit, and return where the next one begins."""
@@ -90,6 +63,8 @@ class _Msr:
         for step in self.steps:
             width *= step.arg1 or self.n
         end = min(start + width, self.n)
+        if root not in self.run.buckets:
+            return end
         self.used = [{} for _ in self.steps]
         for descent in range(self.descents):
             if UNSET not in self.out[start:end]:
@@ -118,10 +93,13 @@ class _Msr:
                 if start <= place < start + width and place != low
                 for item in items
             }
-            item = self.find(bucket, step.arg2, low, number, descent, others)
+            holder, item = self.find(bucket, step.arg2, low, number, descent, others)
             if item is None:
                 continue
-            got = self.below(item, depth, low, stride, high, descent)
+            if depth + 1 < len(self.steps):
+                got = 0 if item >= 0 else self.choose(item, depth + 1, low, stride, high, descent)
+            else:
+                got = self.take(holder, item, low, descent)
             filled += got
             mine = used.setdefault(low, [])
             if item not in mine and (got or item < 0):  # a device that is out is not taken
@@ -132,51 +110,44 @@ class _Msr:
             used[low].remove(item)
         return filled
 
-    def below(self, item: int, depth: int, low: int, stride: int, high: int, descent: int) -> int:
-        """Use what was chosen for a stride: a device itself, or a bucket by the next choice."""
-        from vmlib.ceph.mapper import is_out
-
-        if depth + 1 < len(self.steps):
-            return 0 if item >= 0 else self.choose(item, depth + 1, low, stride, high, descent)
+    def take(self, holder: Bucket, item: int, place: int, descent: int) -> int:
+        """Put what the last choice found at its place; return how many places that filled."""
         if item < 0:
             return 0
-        if is_out(self.weight_of(item), item, self.x):
-            if self.watch:
-                here = self.holder
-                self.watch.refused(here, low, item, "out", "next descent", False)
+        if self.run.is_out(item):
+            self.run.refuse(holder, place, item, "out", "next descent")
             return 0
-        self.out[low] = item
+        self.out[place] = item
         self.found.append(item)
-        if self.watch:
-            self.watch.placed(low, item, descent, False)
+        self.run.place(place, item, descent)
         return 1
 
     def find(
         self, root: int, kind: int, place: int, number: int, descent: int, others: set[int]
-    ) -> int | None:
-        """Return an item of a type below `root` that no other stride has, or None."""
+    ) -> tuple[Bucket, int | None]:
+        """Return an item of a type below `root` that no other stride has, or None.
+
+        Beside it stands the bucket that drew it.
+        """
+        bucket = self.run.buckets[root]
         for attempt in range(self.collision_tries):
             r = ((descent * self.n + number) << 16) + attempt
-            at, item = root, root
-            while True:
-                bucket = self.crush.buckets.get(at)
-                if bucket is None or not bucket.items:
-                    return None
-                self.holder = bucket
-                draws: list[Draw] | None = [] if self.watch else None
-                version = self.crush.tunables.straw_calc_version
-                change = self.args.get(at)
-                item = PICKERS[bucket.alg](bucket, self.x, r, change, number, draws, version)
-                if self.watch:
-                    self.watch.drew(bucket, place, r, draws or (), item, False)
-                found = 0 if item >= 0 else self.crush.buckets[item].type
-                if found == kind:
-                    break
-                if item >= 0:
-                    return None
-                at = item
-            if item not in others:
-                return item
-            if self.watch:
-                self.watch.refused(bucket, place, item, "collision", "same descent", False)
-        return None
+            bucket, item = self.descend(root, kind, place, r, number)
+            if item is None or item not in others:
+                return bucket, item
+            self.run.refuse(bucket, place, item, "collision", "same descent")
+        return bucket, None
+
+    def descend(
+        self, root: int, kind: int, place: int, r: int, number: int
+    ) -> tuple[Bucket, int | None]:
+        """Walk down to an item of a type; None at an empty bucket or a device met too soon."""
+        bucket = self.run.buckets[root]
+        while bucket.items:
+            item = self.run.pick(bucket, place, r, number)
+            if self.run.type_of(item) == kind:
+                return bucket, item
+            if item >= 0:
+                break
+            bucket = self.run.buckets[item]
+        return bucket, None

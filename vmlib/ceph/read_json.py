@@ -1,4 +1,4 @@
-"""A CRUSH map as JSON: what `ceph osd crush dump` and `crushtool --dump` write, read and written.
+"""A CRUSH map as JSON: what `ceph osd crush dump` and `crushtool --dump` write, read.
 
 This form is exact: weights are 16.16 whole numbers. Three oddities are Ceph's own. Weights in
 `choose_args` are decimal numbers instead (1 means 1.0). Steps that set the older tunables have no
@@ -22,7 +22,7 @@ from vmlib.ceph.validate import CHOICES, SETTERS
 from vmlib.errors import BadInput
 
 if TYPE_CHECKING:
-    from vmlib.ceph.crush_map import CrushMap
+    pass
 
 OPCODES = {
     10: "set_choose_local_tries",
@@ -182,77 +182,3 @@ def _choose_args(raw: Mapping[str, Any]) -> dict[int, dict[int, BucketArgs]]:
             unique(table, get(change, "bucket_id", at, int), change_of, f"{at}.bucket_id")
         sets[number] = table
     return sets
-
-
-def write_json(crush: "CrushMap") -> dict[str, Any]:
-    """Return the map as plain data, everything in the order of the dump."""
-    devices = [
-        {"id": d.id, "name": d.name} | ({"class": d.device_class} if d.device_class else {})
-        for _, d in sorted(crush.devices.items())
-    ]
-    buckets = [
-        {
-            "id": bucket.id,
-            "name": bucket.name,
-            "type_id": bucket.type,
-            "type_name": crush.types[bucket.type],
-            "weight": bucket.weight,
-            "alg": bucket.alg,
-            "hash": "rjenkins1",
-            "items": [
-                {"id": item, "weight": weight, "pos": i}
-                for i, (item, weight) in enumerate(zip(bucket.items, bucket.weights, strict=True))
-            ],
-        }
-        for _, bucket in sorted(crush.buckets.items(), reverse=True)
-    ]
-    rules = [
-        {
-            "rule_id": rule.id,
-            "rule_name": rule.name,
-            "ruleset": rule.id,
-            "type": rule.type,
-            "min_size": rule.min_size,
-            "max_size": rule.max_size,
-            "steps": [_step_json(crush, step) for step in rule.steps],
-        }
-        for _, rule in sorted(crush.rules.items())
-    ]
-    names = [name for name in Tunables.__dataclass_fields__ if not name.startswith("msr_")]
-    if any(rule.is_msr for rule in crush.rules.values()):
-        names = list(Tunables.__dataclass_fields__)
-    return {
-        "devices": devices,
-        "types": [
-            {"type_id": number, "name": name} for number, name in sorted(crush.types.items())
-        ],
-        "buckets": buckets,
-        "rules": rules,
-        "tunables": {name: getattr(crush.tunables, name) for name in names},
-        "choose_args": {
-            str(key): [_args_json(*one) for one in sorted(args.items(), reverse=True)]
-            for key, args in sorted(crush.choose_args.items())
-        },
-    }
-
-
-def _step_json(crush: "CrushMap", step: Step) -> dict[str, Any]:
-    for opcode, op in OPCODES.items():
-        if step.op == op:
-            return {"opcode": opcode, "arg1": step.arg1, "arg2": 0}
-    if step.op == "take":
-        return {"op": "take", "item": step.arg1, "item_name": crush.name_of(step.arg1)}
-    if step.op in CHOICES:
-        return {"op": step.op, "num": step.arg1, "type": crush.types[step.arg2]}
-    return {"op": step.op} | ({"num": step.arg1} if step.op in SETTERS else {})
-
-
-def _args_json(bucket: int, change: BucketArgs) -> dict[str, Any]:
-    rows: dict[str, Any] = {"bucket_id": bucket}
-    if change.weight_set:
-        rows["weight_set"] = [
-            [w // ONE if w % ONE == 0 else w / ONE for w in row] for row in change.weight_set
-        ]
-    if change.ids:
-        rows["ids"] = list(change.ids)
-    return rows
