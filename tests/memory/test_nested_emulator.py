@@ -173,6 +173,7 @@ def test_beside_the_emulators_nested_paging(check):
             "vmlib/memory/nested_many.py",
             "vmlib/memory/paging.py",
             "vmlib/memory/second_stage.py",
+            "vmlib/memory/usual.py",
             "vmlib/memory/walk.py",
         ],
     ) as record:
