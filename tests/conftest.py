@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from datetime import date
@@ -32,6 +33,9 @@ def _why_missing(tool: str) -> str:
         return why_no_box()
     if tool == "keystone":
         return "" if find_spec(tool) else "keystone-engine is not installed"
+    if tool == "python3-rados":  # Debian's bindings are for Debian's Python alone
+        asked = subprocess.run(["/usr/bin/python3", "-c", "import rados, rbd"], capture_output=True)
+        return "python3-rados or python3-rbd is not installed" if asked.returncode else ""
     return "" if shutil.which(tool) else f"{tool} is not installed"
 
 

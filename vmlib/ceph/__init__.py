@@ -1,7 +1,8 @@
 """The Ceph room: where data goes, computed by everybody and stored by nobody.
 
 `CrushMap` holds a cluster's CRUSH map, maps inputs to devices exactly as Ceph does, and explains
-every draw. `rados` is a cluster in motion; it needs SimPy and is loaded by
+every draw. `OSDMap` goes from an object's name to the OSDs that serve it, `rbd_objects` from a byte
+of an image to objects. `rados` is a cluster in motion; it needs SimPy and is loaded by
 ``from vmlib.ceph import rados``.
 """
 
@@ -20,15 +21,30 @@ from vmlib.ceph.crush_map import (
 from vmlib.ceph.explain import histogram
 from vmlib.ceph.hashing import crush_hash, hash_many
 from vmlib.ceph.ln import crush_ln
+from vmlib.ceph.movement import Move, moves
+from vmlib.ceph.object_hash import object_hash, stable_mod
+from vmlib.ceph.osdmap import Osd, OSDMap
+from vmlib.ceph.placement import Placement
+from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
+from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
 
 __all__ = [
+    "ERASURE",
     "NONE",
     "PROFILES",
+    "REPLICATED",
     "Bucket",
     "BucketArgs",
     "Comparison",
     "CrushMap",
     "Device",
+    "Extent",
+    "Move",
+    "OSDMap",
+    "Osd",
+    "Placement",
+    "Pool",
+    "RbdObjects",
     "Rule",
     "Step",
     "Tunables",
@@ -36,5 +52,9 @@ __all__ = [
     "crush_ln",
     "hash_many",
     "histogram",
+    "moves",
+    "object_hash",
     "rados",
+    "rbd_objects",
+    "stable_mod",
 ]
