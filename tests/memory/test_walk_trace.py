@@ -9,6 +9,7 @@ from test_walk import RAM, ROOT, random_address, random_registers, random_tables
 
 from vmlib.errors import BadInput
 from vmlib.memory import (
+    CachedMmu,
     Ept,
     GuestRam,
     Npt,
@@ -23,8 +24,10 @@ from vmlib.memory import (
     walk,
     walk_nested,
     walk_opening,
+    walk_problem,
 )
-from vmlib.memory.walk_example import ACCESSES, GUESTS, HOSTS, PLACES, START
+from vmlib.memory.walk_example import ACCESSES, GUESTS, HOSTS, MAXPHYADDR, PLACES, START
+from vmlib.memory.walk_problems import ENDS
 from vmlib.trace import Trace
 
 LARGE = 1 << 7
@@ -329,3 +332,45 @@ def test_sparse_memory_refuses_what_it_has_not():
     with pytest.raises(BadInput, match="data"):
         memory.write(0, b"abc")
     assert build_tables(SparseMemory(1 << 20), at=0, mapping=[]).root == 0
+
+
+# ---- Beside the model of the caches
+
+
+@pytest.mark.parametrize(("guest", "host"), list(product(["4K", "2M", "five"], HOSTS)))
+def test_a_warm_walk_begins_where_the_model_of_the_caches_has_it(guest, host):
+    """After an access to the page next door: the first table entry that is read is the same."""
+    at = example_host(host)
+    neighbour = START + 0x1000 if guest in ("4K", "five") else START ^ (1 << 21)
+    off = {"cr0": 0x8001_0011, "cr3": 0, "cr4": 0x20, "efer": 0xD00}
+    mmu = CachedMmu(at.memory, maxphyaddr=MAXPHYADDR, **(off if at.second else at.registers[guest]))
+    if at.second:
+        mmu.vm_entry(**at.registers[guest], vpid=1, second=at.second)
+    mmu.access(neighbour, cpl=3)
+    warm = mmu.access(START, cpl=3)
+    told = record_example(START, guest, host, "next")
+    (first, *_) = [s for s in told.steps if s.state["cell"]]
+    shared = warm.shortcuts[0]
+    assert shared.cache.endswith("cache")
+    assert told.steps[1].text.startswith(
+        f"An access next door has left the {shared.cache.split()[0]} in"
+    )
+    step = warm.steps[0]
+    assert first.state["cell"]["entry"] == f"{at.memory.read_u64(step.hpa) & ~0x20:#x}"
+    assert first.state["cell"]["at"] == f"{step.hpa:#x}"
+
+
+def test_problems_are_the_same_for_everybody_and_marked_by_walking():
+    ends = {walk_problem(seed).answer[1] for seed in range(40)}
+    assert ends == set(ENDS)
+    problem = walk_problem(3)
+    assert problem == walk_problem(3) != walk_problem(4)
+    references, who = problem.answer
+    assert problem.mark() == "Problem 3: references: not answered yet; who: not answered yet"
+    assert problem.mark(references, who) == "Problem 3: references: right; who: right"
+    assert "references: not so" in problem.mark(references + 1, who)
+    assert f"{problem.gva:#x}" in problem.question
+    with pytest.raises(BadInput, match="seed"):
+        walk_problem(-1)
+    with pytest.raises(BadInput, match="who"):
+        problem.mark(1, "nobody")

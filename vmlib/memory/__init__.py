@@ -46,6 +46,7 @@ from vmlib.memory.walk import (
     walk,
 )
 from vmlib.memory.walk_example import example_controls, example_host, record_example
+from vmlib.memory.walk_problems import WalkProblem, walk_problem
 from vmlib.memory.walk_trace import opening as walk_opening
 from vmlib.memory.walk_trace import record_walk, record_walk_nested
 
@@ -90,6 +91,7 @@ __all__ = [
     "Translation",
     "Walk",
     "WalkMany",
+    "WalkProblem",
     "WalkStep",
     "WordMemory",
     "access_rules",
@@ -112,4 +114,5 @@ __all__ = [
     "walk_nested",
     "walk_nested_many",
     "walk_opening",
+    "walk_problem",
 ]

@@ -122,7 +122,7 @@ def record_example(
     ):
         if value not in known:
             raise BadInput(name, f"is one of {', '.join(known)}, not {value!r}")
-    at = example_host(host)
+    at = _HOSTS(host)
     _, kind, cpl, caches = ACCESSES[access]
     how: Setting = {"access": kind, "cpl": cpl, "maxphyaddr": MAXPHYADDR}
     how.update(at.registers[guest])  # type: ignore[typeddict-item]
@@ -163,7 +163,7 @@ def example_tables() -> dict[str, Any]:
     """Return all tables as plain data for a page: words as hex, address and value in turns."""
     hosts = []
     for key in HOSTS:
-        at = example_host(key)
+        at = _HOSTS(key)
         second: dict[str, Any] | None = None
         if isinstance(at.second, Ept):
             second = {"kind": "EPT", "pointer": f"{at.second.eptp:x}", "levels": at.second.levels}
@@ -173,7 +173,7 @@ def example_tables() -> dict[str, Any]:
         hosts.append([key, {"second": second, "size": f"{at.memory.size:x}", "words": words}])
     registers = [
         [key, {name: f"{value:x}" for name, value in regs.items()}]
-        for key, regs in example_host("ept").registers.items()
+        for key, regs in _HOSTS("ept").registers.items()
     ]
     accesses = [[key, list(rest)] for key, (_, *rest) in ACCESSES.items()]
     return {
@@ -184,9 +184,13 @@ def example_tables() -> dict[str, Any]:
     }
 
 
-@cache
-def example_host(host: str) -> Example:
-    """Return a host and its guests. The same objects each time: write to none of them."""
+def example_host(host: str = "ept") -> Example:
+    """Return a host, a key of `HOSTS`, and its guests; new ones each time, to do with as you like.
+
+    `registers` has those of each guest, a key of `GUESTS`: cr0, cr3, cr4 and efer.
+    """
+    if host not in HOSTS:
+        raise BadInput("host", f"is one of {', '.join(HOSTS)}, not {host!r}")
     ram = SparseMemory(GUEST_RAM)
     guests = {key: _guest(ram, key) for key in _SIZES}
     registers = {key: _registers(tables) for key, tables in guests.items()}
@@ -201,6 +205,10 @@ def example_host(host: str) -> Example:
     for at, value in ram.words():
         memory.write_u64(frame(at), value)
     return Example(memory, second, registers)
+
+
+_HOSTS = cache(example_host)
+"""The same, made once, for those who only read."""
 
 
 def _gpa(one: _Region) -> int:
