@@ -8,6 +8,16 @@ from vmlib.box import Job
 from vmlib.cpu import add_problem
 from vmlib.errors import BadInput
 from vmlib.machine import Machine
+from vmlib.memory import (
+    Ept,
+    GuestRam,
+    Map,
+    build_tables,
+    example_host,
+    record_example,
+    translate_gpa,
+    walk_nested,
+)
 from vmlib.view.lab import explain
 
 
@@ -73,6 +83,47 @@ def test_cpu_four_finished_in_the_kernel_and_two_returns(box):
     done = box.run([Job("guest", "vmlib.box.jobs:run_flat", [guest])])["guest"]
     assert done.count("kvm_exit", "cpuid") == 4
     assert done.count("kvm_userspace_exit", "KVM_EXIT_IO") == 2
+
+
+def memory_second_stage(read, eptp, gpa):
+    """The 2-D walk lab, section 4."""
+    table = eptp & 0xF_FFFF_FFFF_F000
+    for level in (4, 3, 2, 1):
+        shift = 12 + 9 * (level - 1)
+        entry = read(table + 8 * (gpa >> shift & 511))
+        if entry & 3 == 2:
+            return "misconfiguration"
+        if not entry & 1:
+            return "violation"
+        if level == 1 or entry & 1 << 7:
+            break
+        table = entry & 0xF_FFFF_FFFF_F000
+    size = 1 << shift
+    return entry & 0xF_FFFF_FFFF_F000 & -size | gpa & size - 1
+
+
+def test_memory_the_second_stage_can_be_written(root):
+    """Every cell of the lab marks this solution right; the numbers of the lab are so."""
+    notebook = json.loads((root / "labs/memory/two-dimensional-walk.ipynb").read_text())
+    names = {"translate_gpa": translate_gpa, "example_host": example_host}
+    (cell,) = [c for c in notebook["cells"] if "def compare" in "".join(c["source"])]
+    exec("".join(cell["source"]), names)
+    assert names["compare"](memory_second_stage) == "21 of 21 right"
+    kernel = [record_example(0x7F3C_2A40_0040, access=a) for a in ("read", "kernel")]
+    assert [(t.steps[-1].event, t.counters["references"]) for t in kernel] == [
+        ("exit", 24), ("fault", 20),
+    ]  # fmt: skip
+    assert record_example(0x5555_5555_7000, "2M").steps[-1].event == "arrived"
+
+
+def test_memory_the_prediction_of_the_lab():
+    """A host with 2 MiB pages, and the guest's last table in swap: 15 references."""
+    ram, big = GuestRam("16M"), 2 << 20
+    host = build_tables(ram, at=12 << 20, mapping=[Map(0, 0, big, page=big)], format="ept")
+    # Three tables at the end of the first 2 MiB, and the fourth in the next, which are away.
+    guest = build_tables(ram, at=big - 0x3000, mapping=[Map(0x4000_0000, 0x1000)])
+    done = walk_nested(ram, 0x4000_0000, Ept(host.eptp), **guest.registers)
+    assert (done.exit.gpa, done.exit.level, len(done.steps)) == (big, 2, 15)
 
 
 @pytest.mark.needs("unicorn")
