@@ -164,6 +164,18 @@ def test_a_field_is_dragged_and_turned_with_the_keys(open_page: Any) -> None:
     assert value >> 47 == (1 << 17) - 1, "the bits above follow: it stays canonical"
 
 
+def test_what_a_large_page_does_not_translate_is_offset(open_page: Any) -> None:
+    page = open_page(live())
+    page.select_option("#p-in-guest", "2M")
+    page.select_option("#p-in-host", "ept-2M")
+    names = "#p .vm-part-name > span:first-child"
+    assert page.locator(names).all_text_contents() == ["PML4", "PDPT", "PD", "PT", "offset"]
+    page.evaluate(f"{PLAYER}.go(12)")  # the guest's PDE, which maps a page
+    assert page.locator(names).all_text_contents() == ["PML4", "PDPT", "PD", "offset", "offset"]
+    page.evaluate(f"{PLAYER}.go(15)")  # the host's PDE for the data
+    assert page.locator("#p .vm-row").all_text_contents()[2:4] == ["PD", "offset"]
+
+
 def test_without_a_model_nothing_looks_as_if_it_could_be_moved(open_page: Any) -> None:
     page = open_page(figure())
     assert page.locator("#p .vm-part[role], #p .vm-part[tabindex]").count() == 0
@@ -233,8 +245,8 @@ def test_nothing_overflows_and_axe_finds_nothing(open_page: Any, theme: str, wid
             "cells => cells.map(c => c.getBoundingClientRect()).map(b => [b.left, b.right])",
         )
         assert all(0 <= left < right <= width for left, right in wide)
-        results = axe.run(page)
-        assert results.violations_count == 0, results.generate_report()
+    results = axe.run(page)
+    assert results.violations_count == 0, results.generate_report()
     assert (
         page.eval_on_selector(".vm-fresh, .vm-way", "e => getComputedStyle(e).animationName")
         == "none"

@@ -114,7 +114,7 @@ def chase_routine() -> Chase:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise HostUnavailable(
             f"the loop is x86-64 code for Linux, and this is {platform.machine()} {sys.platform}",
-            "Look at the curve recorded in the chapter",
+            "Look at the curve that is stored in the lab on the 2-D walk",
         )
     code = bytes.fromhex("".join(digits for digits, _ in LISTING))
     page = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -55,8 +55,10 @@
     function makeFields(list) {
       knobs = list.map(([name, high, low]) => {
         const value = h("span", { class: "vm-index" });
-        const box = h("div", { class: "vm-part" }, h("span", { class: "vm-part-name" }, name), value);
-        const knob = { name, high, low, box, value, span: 2 ** (high - low + 1) };
+        const label = h("span", {}, name);
+        const box = h("div", { class: "vm-part" }, h("span", { class: "vm-part-name" }, label,
+          h("span", { class: "vm-part-bits" }, ` ${high}:${low}`)), value);
+        const knob = { name, high, low, box, label, value, span: 2 ** (high - low + 1) };
         if (set && list.length > 1) slide(knob);
         return knob;
       });
@@ -129,7 +131,8 @@
         const own = name === "entry"; // the guest's entries, under the nested levels that lead to them
         const acting = cell && cell.place[1] === row;
         const field = gpa && !own ? gpa[2][row] : null;
-        const label = own ? "guest" : name.replace(/E$/, "");
+        const joined = cell && !own && state.gone.some(([c, r]) => c === cell.place[0] && r === row);
+        const label = own ? "guest" : joined ? "offset" : name.replace(/E$/, "");
         return [s("text", { class: `vm-row ${acting ? "vm-acting" : ""}`, x: 4, y: y(row) + (field ? -2 : 4) }, label),
           field ? s("text", { class: "vm-row-index", x: 4, y: y(row) + 13 }, field[3]) : ""];
       }).filter(Boolean),
@@ -207,6 +210,9 @@
     function drawFields(state) {
       state.bars[0][2].forEach(([, , , value, used], i) => {
         const knob = knobs[i];
+        // what a large page leaves untranslated is part of the offset
+        const joined = state.gone.some(([c, r]) => c === i && rows[r] === "entry");
+        knob.label.textContent = joined ? "offset" : knob.name;
         knob.value.textContent = value;
         knob.box.classList.toggle("vm-used", used);
         if (!knob.box.hasAttribute("role")) return;
