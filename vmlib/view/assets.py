@@ -15,11 +15,13 @@ SCRIPTS = (
     "choices.js",
     "scene_lanes.js",
     "scene_walk.js",
+    "scene_map.js",
     "scene_flow.js",
     "model_add.js",
     "model_loop.js",
     "walking.js",
     "model_walk.js",
+    "model_crush.js",
     "predict.js",
 )
 STYLE = "player.css"

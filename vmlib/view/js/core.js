@@ -173,7 +173,7 @@
     key(event) {
       if (event.ctrlKey || event.altKey || event.metaKey) return;
       const target = event.target;
-      const typing = target.closest("input:not([type=range]), textarea, select, [contenteditable]");
+      const typing = target.closest("input:not(.vm-range), textarea, select, [contenteditable]");
       if (typing) return event.stopPropagation();
       const last = this.length - 1;
       // Space on a button reached by keyboard presses that button, as everywhere else; one that

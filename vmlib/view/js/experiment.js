@@ -39,8 +39,9 @@
     const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
     const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => reveal(false) }, "show me");
 
-    // A number, one of several (`kind: "select"`, with options), a switch (`kind: "toggle"`), or an
-    // address in hexadecimal (`kind: "address"`, with places worth a visit).
+    // A number, one of several (`kind: "select"`, with options), a switch (`kind: "toggle"`), an
+    // address in hexadecimal (`kind: "address"`, with places worth a visit), a slider (`kind: "range"`),
+    // or what the reader picks in the picture (`kind: "pick"`: the scene sets it).
     function control(input, id) {
       if (input.kind === "select") {
         return h("select", { id, onchange: change }, input.options.map(([value, label]) =>
@@ -49,19 +50,25 @@
       if (input.kind === "toggle") return h("input", { id, type: "checkbox", checked: Boolean(input.value), onchange: change });
       if (input.kind === "address") return h("input", { id, type: "text", class: "vm-address", value: input.value,
         autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: change });
+      if (input.kind === "pick") return h("input", { id, type: "hidden", value: input.value });
+      if (input.kind === "range") return h("input", { id, type: "range", min: input.min, max: input.max,
+        step: input.step, value: input.value, oninput: change });
       return h("input", { id, type: "number", inputmode: "numeric", min: input.min,
         max: input.max, step: 1, value: input.value, autocomplete: "off", oninput: change });
     }
     const valueOf = ({ input, box }) => input.kind === "toggle" ? box.checked
-      : input.kind ? box.value : Number(box.value);
+      : ["select", "address"].includes(input.kind) ? box.value : Number(box.value);
 
     const knobs = inputs.map((input) => {
       const id = `${player.name}-in-${input.key}`;
       const box = control(input, id);
       const label = h("label", { for: id }, inline(input.label || input.key));
+      if (input.kind === "pick") return { input, box, label, field: box };
+      const shown = input.kind === "range" ? h("output", { for: id }, String(input.value)) : null;
       const places = (input.places || []).map(([name, value]) => h("button", { type: "button", class: "vm-quiet",
         onclick: () => set(input.key, value) }, name));
-      return { input, box, field: h("p", { class: "vm-field" }, input.kind === "toggle" ? [box, label] : [label, box],
+      return { input, box, label, shown, field: h("p", { class: "vm-field" },
+        input.kind === "toggle" ? [box, label] : [label, box, shown],
         places.length ? h("span", { class: "vm-places", role: "group", "aria-label": "addresses worth a visit" }, places) : null) };
     });
     const guesses = ask.map((question) => {
@@ -97,20 +104,26 @@
         "the figure still shows the last one that was." : null;
     }
 
-    function change() {
+    // A new setting closes the verdict; a slider that is dragged on after it was told keeps it up to date.
+    function change(event) {
       const said = knobs.map(trouble).find(Boolean);
       help.textContent = said || "";
-      if (!said) {
-        close();
-        compute(true);
-      }
+      for (const { box, shown } of knobs) if (shown) shown.textContent = box.value;
+      if (said) return;
+      const sliding = open && knobs.some(({ shown }) => shown) && (!event || event.target.type === "range");
+      if (!sliding) close();
+      compute(true);
+      if (sliding) verdict.replaceChildren(...guesses.map((guess) => told(guess, false)));
     }
 
-    // What a scene may do to an input: the same as the reader's own hand.
+    // What a scene may do to an input, or to several at once: the same as the reader's own hand.
     function set(key, value) {
-      const knob = knobs.find((one) => one.input.key === key);
-      if (!knob) return;
-      knob.box.value = value;
+      const values = typeof key === "object" ? key : { [key]: value };
+      for (const { input, box } of knobs) {
+        if (!(input.key in values)) continue;
+        if (input.kind === "toggle") box.checked = values[input.key];
+        else box.value = values[input.key];
+      }
       change();
     }
 
@@ -120,11 +133,19 @@
       const recorded = knobs.every((knob) => valueOf(knob) === (knob.input.kind ? knob.input.value : Number(knob.input.value)));
       const result = model.run(template, values, data.given);
       answers = result.answers;
-      if (!redraw) return;
-      const trace = recorded ? template
-        : { ...result.trace, computed: `${MODEL_NOTE} “${data.model}”, from a trace of ${template.provenance.engine}` };
-      // Whoever looks at an end, and has nothing to guess, looks at the next one.
-      const stay = !ask.length && player.index === player.length - 1;
+      for (const { input, label } of knobs) {
+        const name = result.labels && result.labels[input.key];
+        if (name) label.replaceChildren(...inline(name));
+      }
+      const live = result.live ? { live: result.live } : {}; // what the scene draws beside the trace
+      if (!redraw) {
+        player.trace = { ...template, ...live };
+        return;
+      }
+      const trace = recorded ? { ...template, ...live }
+        : { ...result.trace, ...live, computed: `${MODEL_NOTE} “${data.model}”, from a trace of ${template.provenance.engine}` };
+      // Whoever looks at an end, and has nothing to guess any more, looks at the next one.
+      const stay = (open || !ask.length) && player.index === player.length - 1;
       player.setTrace(trace, stay ? trace.steps.length - 1 : result.start ?? data.start ?? 0);
     }
 
@@ -133,6 +154,12 @@
 
     // An answer as the reader should see it: a printed text shows its newline.
     const say = (value) => h("code", {}, typeof value === "number" ? String(value) : vmView.visible(value));
+
+    function told(guess, committed) {
+      const right = vmView.agrees(guess.box.value, truth(guess), guess.question.tolerance);
+      return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
+        committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
+    }
 
     function close() {
       open = false;
@@ -158,11 +185,7 @@
       open = true;
       player.element.classList.remove("vm-veiled");
       verdict.replaceChildren(
-        ...guesses.map((guess) => {
-          const right = vmView.agrees(guess.box.value, truth(guess));
-          return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
-            committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
-        }),
+        ...guesses.map((guess) => told(guess, committed)),
         h("p", { class: "vm-acts" }, h("button", { type: "button", class: "vm-quiet", onclick: () => {
           player.go(0, "reader");
           player.play();

@@ -114,7 +114,7 @@
         strip.replaceChildren();
         body.replaceChildren();
         aside.replaceChildren();
-        scene = vmView.scenes[trace.kind]({ trace, strip, body, aside, go: (i) => player.go(i, "reader"),
+        scene = vmView.scenes[trace.kind]({ trace, strip, body, aside, given: data.given, go: (i) => player.go(i, "reader"),
           set: experiment && experiment.set });
       }
       rows = marked = null;
