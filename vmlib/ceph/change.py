@@ -1,8 +1,8 @@
 """The same map with one thing changed: a weight, or an item less.
 
 What `ceph osd crush reweight` and `ceph osd crush remove` do to the tree: the item changes in every
-bucket that holds it (a device class keeps it in a shadow bucket too), and each bucket above takes
-the difference into its own weight. Left out: what these commands do to rules and weight-sets. A
+bucket that holds it (a device class keeps it in a shadow bucket too), and in each bucket above it
+the way up is weighed anew: what a bucket weighs there becomes the sum of what it holds. Left out: what these commands do to rules and weight-sets. A
 weight-set keeps its numbers, and a bucket that a rule names can't be taken away.
 """
 
@@ -21,8 +21,7 @@ def reweighted(crush: CrushMap, item: int | str, weight: float) -> CrushMap:
         raise BadInput("weight", f"is {weight}; a weight is from 0 to 65,535")
     buckets = dict(crush.buckets)
     for holder in [b for b in crush.buckets.values() if number in b.items]:
-        change = round(weight * ONE) - holder.weights[holder.items.index(number)]
-        _add(buckets, holder.id, number, change)
+        _weigh(buckets, holder.id, number, round(weight * ONE))
     return replace(crush, buckets=buckets)
 
 
@@ -36,7 +35,7 @@ def removed(crush: CrushMap, item: int | str) -> CrushMap:
     buckets = dict(crush.buckets)
     for holder in [b for b in crush.buckets.values() if number in b.items]:
         at = holder.items.index(number)
-        _add(buckets, holder.id, number, -holder.weights[at])
+        _weigh(buckets, holder.id, number, 0)
         old = buckets[holder.id]
         items, weights = (row[:at] + row[at + 1 :] for row in (old.items, old.weights))
         buckets[holder.id] = replace(old, items=items, weights=weights)
@@ -63,12 +62,12 @@ def below(crush: CrushMap, item: int) -> set[int]:
     return {item}.union(*(below(crush, one) for one in bucket.items)) if bucket else {item}
 
 
-def _add(buckets: dict[int, Bucket], holder: int, item: int, change: int) -> None:
-    """Add to the weight of an item in a bucket, and on through all that hold the bucket."""
+def _weigh(buckets: dict[int, Bucket], holder: int, item: int, weight: int) -> None:
+    """Set the weight of an item in a bucket, and of the bucket in all that hold it."""
     bucket = buckets[holder]
     at = bucket.items.index(item)
     weights = list(bucket.weights)
-    weights[at] += change
+    weights[at] = weight
     buckets[holder] = replace(bucket, weights=tuple(weights))
     for above in [b for b in buckets.values() if holder in b.items]:
-        _add(buckets, above.id, holder, change)
+        _weigh(buckets, above.id, holder, sum(weights))

@@ -99,15 +99,16 @@
   // The map with another weight of one device, up through all that hold it, and perhaps out.
   function change(map, osd, weight, out) {
     const buckets = new Map(map.buckets);
-    const add = (holder, item, by) => {
+    const weigh = (holder, item, value) => {
       const old = buckets.get(holder), weights = [...old.weights];
-      weights[old.items.indexOf(item)] += by;
+      weights[old.items.indexOf(item)] = value;
       buckets.set(holder, { ...old, weights });
-      for (const above of [...buckets.values()]) if (above.items.includes(holder)) add(above.id, holder, by);
+      const sum = weights.reduce((a, b) => a + b, 0);
+      for (const above of [...buckets.values()]) if (above.items.includes(holder)) weigh(above.id, holder, sum);
     };
     for (const holder of map.buckets.values()) {
       const at = holder.items.indexOf(osd);
-      if (at >= 0 && weight !== holder.weights[at]) add(holder.id, osd, weight - holder.weights[at]);
+      if (at >= 0 && weight !== holder.weights[at]) weigh(holder.id, osd, weight);
     }
     return { ...map, buckets, out: out ? new Map([[osd, 0]]) : new Map() };
   }
