@@ -175,6 +175,13 @@ READ_WALK = """name => {
     sentence: figure.querySelector('.vm-sentence').textContent };
 }"""
 
+READ_MAP = """name => {
+  const figure = document.getElementById(name);
+  const { where, path, reason, result, straws } = figure.querySelector('.vm-map').dataset;
+  return { where, path, reason, result, straws,
+    sentence: figure.querySelector('.vm-sentence').textContent };
+}"""
+
 
 def lanes(step, state, trace):
     """Return what a lanes figure shows of a step, and the words that the table has of it."""
@@ -207,7 +214,20 @@ def cells(step, state, trace):
     return seen, [*words, *([cell["at"], cell["entry"]] if cell else [])]
 
 
-SCENES = {"lanes": (READ_LANES, lanes), "walk": (READ_WALK, cells)}
+def straws(step, state, trace):
+    """Return what a map figure shows of a step, and the words that the table has of it."""
+    seen = {
+        "where": step["where"],
+        "path": " ".join(state["path"]),
+        "reason": state["reason"] or "",
+        "result": " ".join(state["result"]),
+        "straws": str(len(state["draws"])),
+        "sentence": step["text"],
+    }
+    return seen, [step["where"], step["text"], *(row[5] for row in state["draws"])]
+
+
+SCENES = {"lanes": (READ_LANES, lanes), "walk": (READ_WALK, cells), "map": (READ_MAP, straws)}
 
 
 def unpacked(trace):

@@ -29,7 +29,9 @@ def some_map(seed: int) -> CrushMap:
     dice = random.Random(seed)
     racks, hosts, osds = dice.choice(SHAPES)
     count = max(racks, 1) * hosts * osds
-    weights = [dice.choice([0, 0.25, 1, 1, 1, 1.75, 3.64, 7.28]) for _ in range(count)]
+    usual, huge = [0, 0.25, 1, 1, 1, 1.75, 3.64, 7.28], [60000, 65535]  # of huge ones, straws tie
+    kinds = dice.choice([usual, usual, huge])
+    weights = [dice.choice(kinds) for _ in range(count)]
     crush = CrushMap.build(racks=racks, hosts=hosts, osds=osds, weight=weights)
     rules = [
         [TAKE, Step("chooseleaf_firstn", 0, 1), EMIT],

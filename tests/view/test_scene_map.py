@@ -72,6 +72,7 @@ def test_every_step_can_be_read_back(open_page: Any, given: bool) -> None:
     page.evaluate("document.querySelector('#p details').open = true")
     table = page.locator("#p [data-row]").evaluate_all("rows => rows.map(r => r.textContent)")
     refusals: list[str] = []
+    placed: list[str] = []
     for step in trace.steps:
         page.evaluate(f"{PLAYER}.go({step.i})")
         seen, state = page.evaluate(READ, "p"), step.state
@@ -85,17 +86,20 @@ def test_every_step_can_be_read_back(open_page: Any, given: bool) -> None:
         assert seen["winner"] == winner
         if step.event == "draw":
             assert seen["won"] == [winner]
-            shown = [[name, str(u), f"{weight / 65536:.2f}", straw.replace("-", "−")]
+            shown = [[name, str(u), f"{weight / 65536:.2f}", f"−{-int(straw) / 1e6:.1f}"]
                      for _, name, u, _, weight, straw in state["draws"]]  # fmt: skip
             assert seen["rows"] == shown
         if step.event == "refuse":
             refusals.append(winner)
         assert [text.split(",")[0] for text in seen["turned"]] == refusals
+        if step.event == "place" and state["winner"] >= 0:
+            placed.append(names[state["winner"]])
+        assert seen["copies"].split() == placed
+        assert seen["marks"] == [str(k + 1) for k in range(len(placed))]
         for words in (step.text, *(row[5] for row in state["draws"]), *state["result"]):
             assert words in table[step.i]
     assert refusals
-    assert seen["copies"].split() == trace.steps[-1].state["result"]
-    assert seen["marks"] == ["1", "2", "3"]
+    assert placed == trace.steps[-1].state["result"]
 
 
 def test_what_moves_waits_for_a_guess(open_page: Any) -> None:

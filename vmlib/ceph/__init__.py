@@ -6,6 +6,8 @@ of an image to objects. `rados` is a cluster in motion; it needs SimPy and is lo
 ``from vmlib.ceph import rados``.
 """
 
+from vmlib.ceph.browser import for_browser
+from vmlib.ceph.change import removed, reweighted
 from vmlib.ceph.compare import Comparison
 from vmlib.ceph.crush_map import (
     NONE,
@@ -27,6 +29,7 @@ from vmlib.ceph.osdmap import Osd, OSDMap
 from vmlib.ceph.placement import Placement
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
+from vmlib.ceph.straw_problems import StrawProblem, straw_problem
 
 __all__ = [
     "ERASURE",
@@ -47,14 +50,19 @@ __all__ = [
     "RbdObjects",
     "Rule",
     "Step",
+    "StrawProblem",
     "Tunables",
     "crush_hash",
     "crush_ln",
+    "for_browser",
     "hash_many",
     "histogram",
     "moves",
     "object_hash",
     "rados",
     "rbd_objects",
+    "removed",
+    "reweighted",
     "stable_mod",
+    "straw_problem",
 ]

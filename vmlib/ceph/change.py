@@ -1,14 +1,15 @@
 """The same map with one thing changed: a weight, or an item less.
 
 What `ceph osd crush reweight` and `ceph osd crush remove` do to the tree: the item changes in every
-bucket that holds it (a device class keeps it in a shadow bucket too), and in each bucket above it
-the way up is weighed anew: what a bucket weighs there becomes the sum of what it holds. Left out: what these commands do to rules and weight-sets. A
-weight-set keeps its numbers, and a bucket that a rule names can't be taken away.
+bucket that holds it (a device class keeps it in a shadow bucket too), and on the way up to the
+root each bucket is weighed anew, as the sum of what it holds. Left out: what these commands do to
+rules and weight-sets. A weight-set keeps its numbers, and a bucket at which a rule starts can't be
+taken away.
 """
 
 from dataclasses import replace
 
-from vmlib.ceph.crush_map import ONE, Bucket, CrushMap
+from vmlib.ceph.crush_map import ONE, Bucket, CrushMap, Device
 from vmlib.errors import BadInput
 
 
@@ -50,9 +51,10 @@ def removed(crush: CrushMap, item: int | str) -> CrushMap:
 
 def find(crush: CrushMap, item: int | str) -> int:
     """Return the id of a device or bucket, given by id or name."""
-    for named in (*crush.devices.values(), *crush.buckets.values()):
-        if item in (named.id, named.name) and not isinstance(item, bool):
-            return named.id
+    named: list[Device | Bucket] = [*crush.devices.values(), *crush.buckets.values()]
+    for one in named:
+        if item in (one.id, one.name) and not isinstance(item, bool):
+            return one.id
     raise BadInput("item", f"{item!r} is neither a device nor a bucket of this map")
 
 

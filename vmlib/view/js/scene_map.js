@@ -8,7 +8,7 @@
   "use strict";
   const vmView = globalThis.vmView;
   const { h, s } = vmView;
-  const LEFT = 40, FLOOR = 22, STRAWS = 46, TITLE = 15, NAMES = 17, MARKS = 17, RIBBON = 62, RAIL = 7;
+  const LEFT = 40, FLOOR = 22, STRAWS = 46, TITLE = 15, NAMES = 17, MARKS = 17, RIBBON = 96, RAIL = 7;
   const ZOOM = 9, ROWS = 12, BEST = 8, THIN = 2.5, MOST_RIBBONS = 1500;
   const TICKS = { draw: ["plain", 0.35], refuse: ["return", 1], place: ["handled", 0.62], step: ["entry", 0.5], end: ["end", 1] };
   const kg = (weight) => (weight / 65536).toFixed(2);
@@ -386,11 +386,11 @@
       if (many) order.sort((a, b) => long[b] - long[a]);
       const listed = many ? order.slice(0, BEST) : order;
       draws.append(h("table", {}, h("caption", {}, `${shown.where} draws`),
-        h("thead", {}, h("tr", {}, ["item", "hash", "weight", "straw"].map((head) => h("th", { scope: "col" }, head)))),
+        h("thead", {}, h("tr", {}, ["item", "hash", "weight", "straw, 10⁶"].map((head) => h("th", { scope: "col" }, head)))),
         h("tbody", {}, listed.map((k) => {
           const [item, itemName, u, , weight, straw] = rows[k];
           return h("tr", { "aria-current": item === winner ? "true" : null }, h("th", { scope: "row" }, itemName),
-            [u, kg(weight), weight ? straw.replace("-", "−") : "none"].map((text) => h("td", {}, String(text))));
+            [u, kg(weight), weight ? (Number(straw) / 1e6).toFixed(1).replace("-", "−") : "none"].map((text) => h("td", {}, String(text))));
         }))), many ? h("p", {}, `and ${rows.length - BEST} shorter ones`) : "");
     }
 
