@@ -113,7 +113,7 @@
       const sliding = open && knobs.some(({ shown }) => shown) && (!event || event.target.type === "range");
       if (!sliding) close();
       compute(true);
-      if (sliding) verdict.replaceChildren(...guesses.map((guess) => told(guess, false)));
+      if (sliding) verdict.replaceChildren(...told(false));
     }
 
     // What a scene may do to an input, or to several at once: the same as the reader's own hand.
@@ -155,10 +155,17 @@
     // An answer as the reader should see it: a printed text shows its newline.
     const say = (value) => h("code", {}, typeof value === "number" ? String(value) : vmView.visible(value));
 
-    function told(guess, committed) {
-      const right = vmView.agrees(guess.box.value, truth(guess), guess.question.tolerance);
-      return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
-        committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
+    // The verdict: each question with its answer, beside the guess if there was one.
+    function told(committed) {
+      const answered = guesses.map((guess) => {
+        const right = vmView.agrees(guess.box.value, truth(guess), guess.question.tolerance);
+        return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
+          committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
+      });
+      return [...answered, h("p", { class: "vm-acts" }, h("button", { type: "button", class: "vm-quiet", onclick: () => {
+        player.go(0, "reader");
+        player.play();
+      } }, "watch it from the start"))];
     }
 
     function close() {
@@ -184,12 +191,7 @@
       help.textContent = "";
       open = true;
       player.element.classList.remove("vm-veiled");
-      verdict.replaceChildren(
-        ...guesses.map((guess) => told(guess, committed)),
-        h("p", { class: "vm-acts" }, h("button", { type: "button", class: "vm-quiet", onclick: () => {
-          player.go(0, "reader");
-          player.play();
-        } }, "watch it from the start")));
+      verdict.replaceChildren(...told(committed));
       player.go(player.length - 1, "reader");
     }
 

@@ -247,7 +247,7 @@
     // The devices that are sure at this step: the answer so far, and what this choice has placed.
     function takenAt(i) {
       const { event, state } = steps[i];
-      const isDevice = (itemName) => tree.cells.get(itemName)?.item >= 0;
+      const isDevice = (itemName) => (tree.cells.get(itemName)?.item ?? -1) >= 0;
       if (event === "step" || event === "end") return [...state.result, ...state.working.filter(isDevice)];
       const sure = [];
       for (let k = i; k >= 0 && steps[k].event !== "step"; k--) {
