@@ -136,7 +136,7 @@ def test_odd_maps_are_explained_alike(open_page: Any, mode: str) -> None:
 
 
 def test_of_equal_straws_the_first_wins(open_page: Any) -> None:
-    """Hashes that are equal by chance, among the best of a bucket; and a map that weighs nothing."""
+    """Hashes equal by chance, among the best of a bucket; and a map that weighs nothing."""
     crush = CrushMap.build(hosts=8, osds=1)
     xs = np.arange(200_000)
     hashes = hash_many(xs[:, None], np.array(crush.buckets[-1].items), np.array(0)) & 0xFFFF
