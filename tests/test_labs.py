@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vmlib.box import Job
+from vmlib.ceph import CrushMap, crush_hash, crush_ln
 from vmlib.cpu import add_problem
 from vmlib.errors import BadInput
 from vmlib.machine import Machine
@@ -141,3 +142,24 @@ def test_a_cell_run_out_of_order_gets_a_sentence():
         eval("outcome")
     assert "run the cells in order" in explain(caught.value)
     assert explain(BadInput("bytes", "is empty")) == "BadInput: bytes: is empty"
+
+
+def test_ceph_straw2_in_six_lines(root):
+    """The CRUSH lab, section 5: a `pick` that goes everywhere where Ceph goes."""
+
+    def pick(x, items, weights, r):
+        best, winner = None, items[0]
+        for item, weight in zip(items, weights, strict=True):
+            luck = crush_ln(crush_hash(x, item, r) & 0xFFFF) - 2**48
+            straw = -(-luck // weight)
+            if best is None or straw > best:
+                best, winner = straw, item
+        return winner
+
+    lab = json.loads((root / "labs/ceph/objects-pgs-crush.ipynb").read_text())
+    cell = next(c for c in lab["cells"] if "def straw2_agrees" in "".join(c["source"]))
+    code = "".join(cell["source"])
+    names = {"CrushMap": CrushMap, "crush_hash": crush_hash, "SEED": 3}
+    exec(code[code.index("def straw2_agrees") : code.index("print(")], names)
+    assert names["straw2_agrees"](pick) == 2000
+    assert names["straw2_agrees"](lambda x, items, weights, r: items[0]) < 200
