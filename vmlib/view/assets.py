@@ -33,9 +33,15 @@ def _read(name: str) -> str:
     return (JS / name).read_text(encoding="utf-8")
 
 
+def _lean(text: str) -> str:
+    """Return a script without its comments and indentation: every page has to load it."""
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
 def script() -> str:
     """Return the player as one classic script; it hydrates the page when the page is ready."""
-    return "\n".join(_read(name) for name in SCRIPTS)
+    return "\n".join(_lean(_read(name)) for name in SCRIPTS)
 
 
 def stylesheet() -> str:
