@@ -385,8 +385,8 @@
       const many = rows.length > ROWS;
       if (many) order.sort((a, b) => long[b] - long[a]);
       const listed = many ? order.slice(0, BEST) : order;
-      draws.append(h("table", {}, h("caption", {}, `${shown.where} draws`),
-        h("thead", {}, h("tr", {}, ["item", "hash", "weight", "straw, 10⁶"].map((head) => h("th", { scope: "col" }, head)))),
+      draws.append(h("table", {}, h("caption", {}, `${shown.where} draws (straws in millions)`),
+        h("thead", {}, h("tr", {}, ["item", "hash", "weight", "straw"].map((head) => h("th", { scope: "col" }, head)))),
         h("tbody", {}, listed.map((k) => {
           const [item, itemName, u, , weight, straw] = rows[k];
           return h("tr", { "aria-current": item === winner ? "true" : null }, h("th", { scope: "row" }, itemName),
