@@ -17,14 +17,14 @@ one table for each weight gives the rank of every hash, and no division is left.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmlib.ceph.crush_map import NONE, ChooseArgs
 from vmlib.ceph.hashing import Hasher
-from vmlib.ceph.ln import TOP, negative_ln
+from vmlib.ceph.ln import negative_ln
 
 if TYPE_CHECKING:
     from vmlib.ceph.crush_map import CrushMap
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 MISSING = NONE - 2
-CELLS = 1 << 15
+LOW_HALF = np.uint32(0xFFFF)
+CELLS = 3 << 13
 """Draws in a block."""
 
 MOST_TABLES = 16
@@ -56,23 +57,28 @@ class SameSize:
     positions: int
     items: Ints  # (size, buckets)
     hashed: NDArray[np.uint32]  # (size, buckets): what is hashed for each item
-    weights: NDArray[np.float64] | None  # (size, positions * buckets), or None with tables
+    weights: NDArray[np.float64]  # (size, positions * buckets)
+    rough_inverse: NDArray[np.float32]  # 1 / weights
     tables: NDArray[np.uint32] | None  # ranks by weight, one after the other
     table_of: Ints  # (positions * buckets): where a bucket's table begins
-    room: float  # what a quotient is multiplied with to make room for the place; 0: none is left
+    places: NDArray[np.uint32]  # (size, 1): 0, 1, 2, …
+    above_place: np.uint32  # the bits of a key that do not hold a place
+    counter: type  # a dtype that counts to size
+    slack: np.float32  # rough straws this close, relatively, must be divided exactly
 
 
 class Drawer:
     """The straw2 buckets of a map, ready to draw from."""
 
     def __init__(self, crush: "CrushMap", args: ChooseArgs) -> None:
-        count = -min(crush.buckets, default=0)
-        self.types = np.zeros(count, np.int64)
+        count = self.lowest = -min(crush.buckets, default=0)
+        self.kinds = np.zeros(count + crush.max_devices + 1, np.int64)
+        self.kinds[-1] = -1
         self.sizes = np.zeros(count, np.int64)
         self.column = np.zeros(count, np.intp)
         by_size: dict[int, list[int]] = {}
         for bucket in crush.buckets.values():
-            self.types[-1 - bucket.id] = bucket.type
+            self.kinds[bucket.id + count] = bucket.type
             if bucket.alg != "straw2":
                 continue
             size = self.sizes[-1 - bucket.id] = len(bucket.items)
@@ -80,11 +86,11 @@ class Drawer:
             self.column[-1 - bucket.id] = len(kept)
             kept.append(bucket.id)
         self.groups = {size: _same_size(crush, args, ids) for size, ids in by_size.items() if size}
+        self.positions = max((group.positions for group in self.groups.values()), default=1)
         self.negative_ln = negative_ln().astype(np.float64)
         self.hasher = Hasher()
-        self._index = np.empty(0, np.intp)
-        self._keys = np.empty(0, np.uint32)
-        self._straws = np.empty((2, 0), np.float64)
+        self.rough_ln = negative_ln().astype(np.float32)
+        self._make_room(0)
 
     def descend(
         self, start: int | Ints, x: NDArray[np.uint32], r: Ints, position: Ints, kind: int
@@ -94,28 +100,30 @@ class Drawer:
         Returns the items, MISSING where the walk met an empty bucket or the wrong device; and
         where it met the wrong device, which no retry mends.
         """
-        found = np.full(len(x), MISSING, np.int64)
         ended = np.zeros(len(x), np.bool_)
-        active = np.arange(len(x))
-        tries = r.astype(np.uint32)
-        at: int | Ints = start
-        while active.size:
-            whole = len(active) == len(x)
-            here, r_here, where = (
-                (x, tries, position) if whole else (x[active], tries[active], position[active])
-            )
-            item = self.pick(at, here, r_here, where)
-            device = item >= 0
-            there = item != MISSING
-            found_kind = np.zeros(len(item), np.int64)
-            inner = np.flatnonzero(~device)
-            found_kind[inner] = self.types[-1 - item[inner]]
-            done = there & (found_kind == kind)
-            found[active[done]] = item[done]
-            ended[active[there & device & ~done]] = True
-            further = ~device & ~done
-            active, at = active[further], item[further]
+        r_here = r.astype(np.uint32)
+        found = self.pick(start, x, r_here, position)
+        kinds = self.kinds_of(found)
+        rows = np.flatnonzero(kinds != kind)
+        at = found[rows]
+        kinds = kinds[rows]
+        while rows.size:
+            ended[rows[kinds == 0]] = True
+            found[rows[kinds == 0]] = MISSING
+            further = kinds > 0
+            rows, at = rows[further], at[further]
+            if not rows.size:
+                break
+            at = found[rows] = self.pick(at, x[rows], r_here[rows], position[rows])
+            kinds = self.kinds_of(at)
+            wrong = kinds != kind
+            rows, at, kinds = rows[wrong], at[wrong], kinds[wrong]
         return found, ended
+
+    def kinds_of(self, items: Ints) -> Ints:
+        """Return the type of each item: 0 for a device, -1 for MISSING."""
+        kinds: Ints = self.kinds.take(items + self.lowest, mode="clip")
+        return kinds
 
     def pick(
         self, at: int | Ints, x: NDArray[np.uint32], r: NDArray[np.uint32], position: Ints
@@ -126,27 +134,28 @@ class Drawer:
             if group is None:
                 return np.full(len(x), MISSING, np.int64)
             column = int(self.column[-1 - at])
-            if group.positions == 1:
-                return self.draw(group, column, column, x, r)
             return self.draw(group, column, self.spot(group, column, position), x, r)
+        sizes = self.sizes.take(-1 - at)
+        columns = self.column.take(-1 - at)
+        least, most = (int(sizes.min()), int(sizes.max())) if sizes.size else (0, 0)
+        if least == most and least:
+            group = self.groups[least]
+            return self.draw(group, columns, self.spot(group, columns, position), x, r)
         item = np.full(len(x), MISSING, np.int64)
-        sizes = self.sizes[-1 - at]
-        columns = self.column[-1 - at]
         for size in np.unique(sizes).tolist():
             group = self.groups.get(size)
-            if group is None:
-                continue
-            which = np.flatnonzero(sizes == size)
-            if len(which) == len(x):
-                return self.draw(group, columns, self.spot(group, columns, position), x, r)
-            mine = columns[which]
-            spot = self.spot(group, mine, position[which])
-            item[which] = self.draw(group, mine, spot, x[which], r[which])
+            if group is not None:
+                which = np.flatnonzero(sizes == size)
+                mine = columns[which]
+                spot = self.spot(group, mine, position[which])
+                item[which] = self.draw(group, mine, spot, x[which], r[which])
         return item
 
     @staticmethod
-    def spot(group: SameSize, column: int | Ints, position: Ints) -> Ints:
+    def spot(group: SameSize, column: int | Ints, position: Ints) -> int | Ints:
         """Return the column of the weights for each input's position."""
+        if group.positions == 1:
+            return column
         last = np.int64(group.positions - 1)
         place: Ints = np.minimum(position, last)
         spot: Ints = place * group.buckets + column
@@ -162,7 +171,8 @@ class Drawer:
     ) -> Ints:
         """Return the winner of each input's bucket, block by block."""
         out = np.empty(len(x), np.int64)
-        width = max(1, CELLS // group.size)
+        blocks = -(-len(x) * group.size // CELLS) or 1
+        width = -(-len(x) // blocks) or 1
         for begin in range(0, len(x), width):
             block = slice(begin, begin + width)
             columns = column if isinstance(column, int) else column[block]
@@ -181,46 +191,66 @@ class Drawer:
     ) -> Ints:
         """Return the place in its bucket of each input's winner, for one block."""
         shape = (group.size, len(x))
-        cells = group.size * len(x)
-        if isinstance(column, int):
-            hashed = group.hashed[:, column : column + 1]
-        else:
-            hashed = group.hashed.take(column, axis=1)
+        if len(self._u) < group.size * len(x):
+            self._make_room(group.size * len(x))
+        hashed = _columns(group.hashed, column, self._hashed, shape)
         value = self.hasher(x[None, :], hashed, r[None, :])
-        if len(self._index) < cells:
-            self._index = np.empty(cells, np.intp)
-            self._keys = np.empty(cells, np.uint32)
-            self._straws = np.empty((2, cells), np.float64)
-        u = self._index[:cells].reshape(shape)
-        value &= np.uint32(0xFFFF)
+        u = _shaped(self._u, shape)
+        value &= LOW_HALF
         np.copyto(u, value, casting="unsafe")
+        keys = _shaped(self._keys, shape)
         if group.tables is not None:
-            keys = self._keys[:cells].reshape(shape)
             if len(group.tables) > 1 << 16:
                 u += group.table_of[spot]
             group.tables.take(u, out=keys, mode="clip")
-            keys |= np.arange(group.size, dtype=np.uint32)[:, None]
+            keys |= group.places
             best: NDArray[np.uint32] = np.minimum.reduce(keys, axis=0)
-            return (best & np.uint32(0xFFFF)).astype(np.int64)
-        assert group.weights is not None
-        straws = self._straws[0, :cells].reshape(shape)
-        self.negative_ln.take(u, out=straws, mode="clip")
-        if isinstance(spot, int):
-            weights = group.weights[:, spot : spot + 1]
-        else:
-            weights = self._straws[1, :cells].reshape(shape)
-            group.weights.take(spot, axis=1, out=weights, mode="clip")
+            return (best & LOW_HALF).astype(np.int64)
+        straws = keys.view(np.float32)
+        self.rough_ln.take(u, out=straws, mode="clip")
+        straws *= _columns(group.rough_inverse, spot, self._inverse, shape)
+        keys &= group.above_place
+        keys |= group.places
+        best = np.minimum.reduce(keys, axis=0)
+        limit = best.view(np.float32) * (1 + group.slack) + np.float32(1)
+        near = _shaped(self._near, shape)
+        np.less_equal(straws, limit, out=near)
+        winner = (best & ~group.above_place).astype(np.int64)
+        close = np.flatnonzero(np.add.reduce(near.view(np.uint8), axis=0, dtype=group.counter) != 1)
+        if close.size:
+            spots = spot if isinstance(spot, int) else spot[close]
+            winner[close] = self.exact_winner(group, spots, u[:, close])
+        return winner
+
+    def exact_winner(self, group: SameSize, spot: int | Ints, u: Ints) -> Ints:
+        """Return the winners for some columns of hashes, by exact division."""
+        weights = (
+            group.weights[:, spot : spot + 1] if isinstance(spot, int) else group.weights[:, spot]
+        )
         with np.errstate(divide="ignore"):  # weight 0 makes an endless straw, which never wins
-            straws /= weights
-        np.floor(straws, out=straws)
-        if not group.room:
-            first: Ints = straws.argmin(axis=0)
-            return first
-        straws *= group.room
-        straws += np.arange(group.size, dtype=np.float64)[:, None]
-        least: NDArray[np.float64] = np.minimum.reduce(straws, axis=0)
-        least[np.isinf(least)] = 0  # nothing has weight: the first wins
-        return least.astype(np.int64) & (int(group.room) - 1)
+            straws = np.floor(self.negative_ln[u] / weights)
+        first: Ints = straws.argmin(axis=0)
+        return first
+
+    def _make_room(self, cells: int) -> None:
+        self._u = np.empty(cells, np.intp)
+        self._keys, self._hashed = np.empty((2, cells), np.uint32)
+        self._inverse = np.empty(cells, np.float32)
+        self._near = np.empty(cells, np.bool_)
+
+
+def _shaped(kept: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return the front of a buffer as a table."""
+    return kept[: shape[0] * shape[1]].reshape(shape)
+
+
+def _columns(
+    table: NDArray[Any], which: int | Ints, kept: NDArray[Any], shape: tuple[int, int]
+) -> NDArray[Any]:
+    """Return one column of a table, or many side by side in a buffer."""
+    if isinstance(which, int):
+        return table[:, which : which + 1]
+    return table.take(which, axis=1, out=_shaped(kept, shape), mode="clip")
 
 
 def _same_size(crush: "CrushMap", args: ChooseArgs, ids: list[int]) -> SameSize:
@@ -242,16 +272,21 @@ def _same_size(crush: "CrushMap", args: ChooseArgs, ids: list[int]) -> SameSize:
     distinct = sorted({column[0] for column in columns})
     tabled = equal and len(distinct) <= MOST_TABLES and size <= 1 << 16
     weights = np.array(columns, np.float64).T
-    room = float(1 << (size - 1).bit_length())
-    fits = room * (TOP // min((w for c in columns for w in c if w), default=1) + 1) < 1 << 53
+    bits = (size - 1).bit_length()
+    with np.errstate(divide="ignore"):
+        inverse = (1 / weights).astype(np.float32)
     return SameSize(
         size,
         len(buckets),
         positions,
         np.ascontiguousarray(np.array([b.items for b in buckets], np.int64).T),
         np.ascontiguousarray(np.array(hashed, np.int64).T.astype(np.uint32)),
-        None if tabled else np.ascontiguousarray(weights),
+        np.ascontiguousarray(weights),
+        np.ascontiguousarray(inverse),
         np.concatenate([ranks(weight) for weight in distinct]) if tabled else None,
         np.array([distinct.index(c[0]) if tabled else 0 for c in columns], np.int64) << 16,
-        room if fits else 0.0,
+        np.arange(size, dtype=np.uint32)[:, None],
+        np.uint32(0xFFFFFFFF << bits & 0xFFFFFFFF),
+        np.uint8 if size < 256 else np.uint32,
+        np.float32(2.0 ** (bits - 21)),
     )

@@ -9,8 +9,9 @@ for all. `draws` says how a bucket draws for thousands of inputs.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 PAD = -1
 """What fills a row that is shorter than n."""
 
-BLOCK = 1 << 14
+BLOCK = 1 << 16
 """Inputs worked on together; what a block needs beside its answer is a few megabytes."""
 
 
@@ -55,7 +56,8 @@ def map_many(
         if fast is not None:
             if isinstance(block, range):
                 block = np.arange(block.start, block.stop, block.step)
-            fast.run(rule, block.astype(np.uint32), rows)
+            with np.errstate(invalid="ignore"):  # straws without end, see `draws`
+                fast.run(rule, block.astype(np.uint32), rows)
             continue
         for x, row in zip(block, rows, strict=True):
             devices = do_rule(crush, rule, int(x), n, weights, args)
@@ -109,14 +111,31 @@ def suits(crush: "CrushMap", rule: Rule) -> bool:
     )
 
 
+@dataclass(slots=True)
+class Found:
+    """What was found for each input: an item, a device below it, and the next r to try."""
+
+    item: Ints
+    leaf: Ints
+    untried: Ints
+
+    @classmethod
+    def nothing(cls, r: Ints, leaves: bool) -> Self:
+        """Return what is known before the first attempt."""
+        item = np.full(len(r), MISSING, np.int64)
+        return cls(item, item.copy() if leaves else item, r.copy())
+
+
 class _Many:
     """One map with its weights, ready for any number of inputs."""
 
     def __init__(self, crush: "CrushMap", weights: Weights, args: ChooseArgs) -> None:
         self.crush = crush
         self.drawer = Drawer(crush, args)
-        weight_of = weight_lookup(weights)
-        self.out_weights = np.array([weight_of(i) for i in range(crush.max_devices)], np.int64)
+        self.out_weights = np.full(crush.max_devices, ONE, np.int64)
+        if weights is not None:
+            weight_of = weight_lookup(weights)
+            self.out_weights[:] = [weight_of(i) for i in range(crush.max_devices)]
         self.all_in = bool((self.out_weights >= ONE).all())
 
     def run(self, rule: Rule, x: NDArray[np.uint32], rows: NDArray[np.int32]) -> None:
@@ -136,127 +155,134 @@ class _Many:
     def emit(self, chosen: Ints, rows: NDArray[np.int32], filled: Ints) -> None:
         """Append each row's devices, as far as there is room."""
         n = rows.shape[1]
-        for column in chosen.T:
-            at = np.flatnonzero((column != MISSING) & (filled < n))
-            rows[at, filled[at]] = column[at]
+        for row in chosen:
+            at = np.flatnonzero((row != MISSING) & (filled < n))
+            rows[at, filled[at]] = row[at]
             filled[at] += 1
 
     def choose(self, step: Step, start: int, x: NDArray[np.uint32], n: int) -> Ints:
-        """Run one choice for all inputs; each row is filled from the left."""
+        """Run one choice for all inputs: a row for each replica, MISSING where there is none."""
         numrep = step.arg1 if step.arg1 > 0 else step.arg1 + n
         if numrep <= 0:
-            return np.empty((len(x), 0), np.int64)
+            return np.empty((0, len(x)), np.int64)
         leaf = step.op.startswith("chooseleaf")
         if step.op.endswith("firstn"):
             return self.firstn(start, x, numrep, n, step.arg2, leaf)
         return self.indep(start, x, numrep, min(numrep, n), step.arg2, leaf)
 
-    def is_out(self, item: Ints, x: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Return which devices turn their input down."""
-        out = np.zeros(len(item), np.bool_)
+    def turn_down(self, good: NDArray[np.bool_], item: Ints, x: NDArray[np.uint32]) -> None:
+        """Take the devices that are out from what is good."""
         if self.all_in:
-            return out
-        weight = self.out_weights[item]
-        some = np.flatnonzero(weight < ONE)
-        out[some] = (hash_many(x[some], item[some]) & 0xFFFF) >= weight[some].clip(0)
-        return out
+            return
+        weight = self.out_weights.take(item, mode="clip")
+        some = np.flatnonzero(good & (weight < ONE))
+        good[some] = (hash_many(x[some], item[some]) & 0xFFFF) < weight[some].clip(0)
 
     def firstn(
         self, start: int, x: NDArray[np.uint32], numrep: int, room: int, kind: int, to_leaf: bool
     ) -> Ints:
+        """Choose for all inputs; the answer has a row for each replica.
+
+        An attempt is known by its r. What another replica has tried would fail again: it was
+        taken, or it collided, or its device was out. So each replica begins behind all of
+        those, which the reference draws again. It does not hold where a draw depends on the
+        replica's place: with weights by position, or leaves that are not `stable`.
+        """
+        sure = self.drawer.positions == 1 and (self.knobs.stable or not to_leaf)
         count = np.zeros(len(x), np.intp)
-        items = np.full((len(x), room), MISSING, np.int64)
-        leaves = items.copy() if to_leaf else None
+        items = np.full((min(room, numrep), len(x)), MISSING, np.int64)
+        leaves = items.copy() if to_leaf else items
+        untried = np.zeros(len(x), np.int64)
         for rep in range(numrep):
-            active = np.flatnonzero(count < room)
-            if not active.size:
-                break
-            base = np.full(len(active), rep, np.int64)
-            item, leaf = self.place(
+            some: Any = np.flatnonzero(count < room) if rep >= room else slice(None)
+            here = x[some]
+            begin = np.maximum(untried[some], rep) if sure else np.full(len(here), rep, np.int64)
+            found = self.place(
                 start,
-                x[active],
-                base,
+                here,
+                begin,
+                rep + self.knobs.tries,
                 kind,
-                items[active, : min(rep, room)],
-                None if leaves is None else leaves[active, : min(rep, room)],
-                count[active],
-                self.knobs.tries,
+                items[:rep, some],
+                leaves[:rep, some] if to_leaf else None,
+                count[some],
             )
+            untried[some] = found.untried
+            at, item, leaf = np.arange(len(x))[some], found.item, found.leaf
             there = item != MISSING
-            at = active[there]
-            items[at, count[at]] = item[there]
-            if leaves is not None:
-                leaves[at, count[at]] = leaf[there]
+            if not there.all():
+                at, item, leaf = at[there], item[there], leaf[there]
+            items[count[at], at] = item
+            if to_leaf:
+                leaves[count[at], at] = leaf
             count[at] += 1
-        return items if leaves is None else leaves
+        return leaves
 
     def place(
         self,
         start: int | Ints,
         x: NDArray[np.uint32],
-        base: Ints,
+        r: Ints,
+        end: int | Ints,
         kind: int,
         taken: Ints,
         leaves: Ints | None,
         position: Ints,
-        tries: int,
-    ) -> tuple[Ints, Ints]:
-        """Return an item for each input, and with `leaves` a device below it; or MISSING."""
-        found = np.full(len(x), MISSING, np.int64)
-        found_leaf = found.copy()
-        active = np.arange(len(x))
-        for failed in range(tries):
-            here, r = x[active], base[active] + failed
-            begin = start if isinstance(start, int) else start[active]
-            item, ended = self.drawer.descend(begin, here, r, position[active], kind)
+    ) -> Found:
+        """Find an item for each input, and with `leaves` a device below it.
+
+        Attempts go from `r` to before `end`. Those that failed go into the next round; what
+        belongs to them is taken along.
+        """
+        found = Found.nothing(r, leaves is not None)
+        rows: Any = slice(None)
+        while len(x):
+            item, ended = self.drawer.descend(start, x, r, position, kind)
             good = item != MISSING
-            for column in taken[active].T:
-                good &= column != item
-            leaf = item.copy()
+            for row in taken:
+                good &= row != item
             if leaves is not None:
-                below = np.flatnonzero(good & (item < 0))
-                if below.size:
+                leaf = item.copy()
+                if kind:
+                    below = np.flatnonzero(good)
                     leaf[below] = self.leaf(
-                        item[below], here[below], r[below], leaves, active[below], position
+                        item[below], x[below], r[below], leaves[:, below], position[below]
                     )
                     good &= leaf != MISSING
+                found.leaf[rows] = np.where(good, leaf, MISSING)
             if kind == 0:
-                devices = np.flatnonzero(good)
-                good[devices] = ~self.is_out(item[devices], here[devices])
-            found[active[good]] = item[good]
-            found_leaf[active[good]] = leaf[good]
-            active = active[~good & ~ended]
-            if not active.size:
-                break
-        return found, found_leaf
+                self.turn_down(good, item, x)
+            found.item[rows] = np.where(good, item, MISSING)
+            found.untried[rows] = np.where(ended, r, r + 1)
+            again = np.flatnonzero(~good & ~ended & (r + 1 < end))
+            rows = np.arange(len(x))[again] if isinstance(rows, slice) else rows[again]
+            x, r, position, taken = x[again], r[again] + 1, position[again], taken[:, again]
+            leaves = None if leaves is None else leaves[:, again]
+            start = start if isinstance(start, int) else start[again]
+            end = end if isinstance(end, int) else end[again]
+        return found
 
     def leaf(
-        self,
-        item: Ints,
-        x: NDArray[np.uint32],
-        r: Ints,
-        leaves: Ints,
-        rows: Ints,
-        position: Ints,
+        self, item: Ints, x: NDArray[np.uint32], r: Ints, leaves: Ints, position: Ints
     ) -> Ints:
         """Return a device below each item."""
-        knobs, here = self.knobs, position[rows]
-        base = np.zeros(len(x), np.int64) if knobs.stable else here.astype(np.int64)
+        knobs = self.knobs
+        begin = np.zeros(len(x), np.int64) if knobs.stable else position.astype(np.int64)
         if knobs.vary_r:
-            base = base + (r >> (knobs.vary_r - 1))
+            begin = begin + (r >> (knobs.vary_r - 1))
         once = self.crush.tunables.chooseleaf_descend_once
         tries = knobs.leaf_tries or (1 if once else knobs.tries)
-        return self.place(item, x, base, 0, leaves[rows], None, here, tries)[0]
+        return self.place(item, x, begin, begin + tries, 0, leaves, None, position).item
 
     def indep(
         self, start: int, x: NDArray[np.uint32], numrep: int, places: int, kind: int, to_leaf: bool
     ) -> Ints:
-        items = np.full((len(x), places), UNSET, np.int64)
+        items = np.full((places, len(x)), UNSET, np.int64)
         leaves = items.copy() if to_leaf else items
         for failed in range(self.knobs.tries):
             busy = False
             for rep in range(places):
-                active = np.flatnonzero(items[:, rep] == UNSET)
+                active = np.flatnonzero(items[rep] == UNSET)
                 if not active.size:
                     continue
                 busy = True
@@ -265,21 +291,20 @@ class _Many:
                 first = np.zeros(len(active), np.intp)
                 item, ended = self.drawer.descend(start, here, r, first, kind)
                 good = item != MISSING
-                good &= ~(items[active] == item[:, None]).any(axis=1)
+                good &= ~(items[:, active] == item).any(axis=0)
                 if to_leaf:
                     below = np.flatnonzero(good)
                     leaf = item[below]
                     if kind:
                         leaf = self.indep_leaf(leaf, here[below], r[below], rep, numrep)
                     # A device that is out stays as the leaf of its place, as it does in Ceph.
-                    leaves[active[below], rep] = np.where(leaf == MISSING, NONE, leaf)
+                    leaves[rep, active[below]] = np.where(leaf == MISSING, NONE, leaf)
                     good[below] = leaf != MISSING
                 if kind == 0:
-                    devices = np.flatnonzero(good)
-                    good[devices] = ~self.is_out(item[devices], here[devices])
-                items[active[good], rep] = item[good]
-                items[active[ended], rep] = NONE
-                leaves[active[ended], rep] = NONE
+                    self.turn_down(good, item, here)
+                items[rep, active[good]] = item[good]
+                items[rep, active[ended]] = NONE
+                leaves[rep, active[ended]] = NONE
             if not busy:
                 break
         leaves[leaves == UNSET] = NONE
@@ -296,8 +321,7 @@ class _Many:
                 item[active], here, r[active] + (rep + numrep * failed), place, 0
             )
             good = device != MISSING
-            devices = np.flatnonzero(good)
-            good[devices] = ~self.is_out(device[devices], here[devices])
+            self.turn_down(good, device, here)
             found[active[good]] = device[good]
             active = active[~good & ~ended]
             if not active.size:

@@ -10,6 +10,7 @@ the same on numpy arrays.
 """
 
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ a to e are the words, x and y the fillers. With one word, b starts as a copy of 
 
 SHIFTS = ((13, 8, 13), (12, 16, 5), (3, 10, 15))
 """Three passes of the mix: right, left, right."""
+
+ARRAY_SHIFTS = tuple(tuple(np.array(n, np.uint32) for n in row) for row in SHIFTS)
+"""The same as numpy wants them: a Python number would be converted in each of 45 calls."""
 
 
 def mix(a: int, b: int, c: int) -> tuple[int, int, int]:
@@ -89,11 +93,12 @@ class Hasher:
         slots: dict[str, Any] = dict(zip("abcde", words, strict=False))
         slots |= {"x": np.uint32(FILL_X), "y": np.uint32(FILL_Y)}
         slots.setdefault("b", slots["a"])
-        *narrow, widest = sorted(words, key=np.size)
-        start = np.uint32(SEED)
-        for word in narrow:
-            start = start ^ word
-        np.bitwise_xor(start, widest, out=value)
+        by_shape: dict[tuple[int, ...], Any] = {(): np.uint32(SEED)}
+        for word in words:  # those of one shape first: only the last step makes a whole table
+            size = np.shape(word)
+            by_shape[size] = by_shape[size] ^ word if size in by_shape else word
+        *narrow, widest = sorted(by_shape.values(), key=np.size)
+        np.bitwise_xor(reduce(np.bitwise_xor, narrow, np.uint32(0)), widest, out=value)
         for pair in ROUNDS[len(words)]:
             left, right = pair[0], pair[1]
             a, b = kept["abcdexy".index(left)], kept["abcdexy".index(right)]
@@ -111,19 +116,17 @@ def _mix_in_place(
     spare: NDArray[np.uint32],
 ) -> None:
     """Mix into `a`, `b` and `c`; `a_in` and `b_in` are what the first two start from."""
-    for first, second, third in SHIFTS:
-        np.subtract(a_in, b_in, out=a)
-        a -= c
-        np.right_shift(c, first, out=spare)
-        a ^= spare
-        np.subtract(b_in, c, out=b)
-        b -= a
-        np.left_shift(a, second, out=spare)
-        b ^= spare
-        c -= a
-        c -= b
-        np.right_shift(b, third, out=spare)
-        c ^= spare
+    subtract, right, left, xor = np.subtract, np.right_shift, np.left_shift, np.bitwise_xor
+    for first, second, third in ARRAY_SHIFTS:
+        subtract(a_in, b_in, a)
+        subtract(a, c, a)
+        xor(a, right(c, first, spare), a)
+        subtract(b_in, c, b)
+        subtract(b, a, b)
+        xor(b, left(a, second, spare), b)
+        subtract(c, a, c)
+        subtract(c, b, c)
+        xor(c, right(b, third, spare), c)
         a_in, b_in = a, b
 
 

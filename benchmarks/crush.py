@@ -1,0 +1,86 @@
+"""CRUSH on arrays against crushtool: mappings a second on one core, memory, and two processes.
+
+Both map the same inputs with the same map, rule and out-weights, in turns. What is compared is
+processor time, for the machine may be busy. The tool counts what it maps and prints only the
+sum; a run over one input is taken off for its start.
+"""
+
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks import Figure
+from vmlib.ceph import CrushMap
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/ceph"))
+
+from crush_maps import Compiled
+
+PAIRS = 9
+OSDS = 10_000
+SHAPES = {
+    "10 hosts of 10": ({"hosts": 10, "osds": 10}, 120_000, False, "must 1.3, aim 1.5"),
+    "40 racks of 25 of 10": (
+        {"racks": 40, "hosts": 25, "osds": 10},
+        40_000,
+        False,
+        "must 2.0, aim 2.4",
+    ),
+    "the same, all weights equal": ({"racks": 40, "hosts": 25, "osds": 10}, 40_000, True, "aim 3"),
+}
+
+
+def cluster(shape: dict[str, int], equal: bool) -> tuple[CrushMap, dict[int, int]]:
+    """Return a map and its out-weights; unequal ones have a tenth of the devices (half) out."""
+    rng = random.Random(5)
+    count = shape.get("racks", 1) * shape["hosts"] * shape["osds"]
+    if equal:
+        return CrushMap.build(**shape), {}
+    # In steps of 1/64, so that text holds the weights exactly.
+    weights = [rng.randint(32, 256) / 64 for _ in range(count)]
+    out = {osd: rng.choice((0, 0x4CCC, 0xCCCC)) for osd in rng.sample(range(count), count // 10)}
+    return CrushMap.build(**shape, weight=weights), out
+
+
+def of_children(work: Callable[[], object]) -> float:
+    """Return the processor time that the processes which `work` runs and waits for take."""
+
+    def used() -> float:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return spent.ru_utime + spent.ru_stime
+
+    began = used()
+    work()
+    return used() - began
+
+
+def pairs(name: str) -> list[Figure]:
+    """Time both on one shape."""
+    shape, count, equal, target = SHAPES[name]
+    crush, out = cluster(shape, equal)
+    ours, theirs, ratios = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        real = Compiled(crush.to_text(), folder)
+        crush = CrushMap.from_json(real.json())
+
+        def tool(count: int) -> float:
+            return of_children(lambda: real.test(0, 3, range(count), out, "--show-statistics"))
+
+        crush.map_many(0, range(1000), 3, out)
+        for _ in range(PAIRS):
+            theirs.append(count / (tool(count) - tool(1)))
+            began = time.process_time()
+            crush.map_many(0, range(count), 3, out)
+            ours.append(count / (time.process_time() - began))
+            ratios.append(ours[-1] / theirs[-1])
+    return [
+        Figure(f"{name}: crushtool", tuple(t / 1000 for t in theirs), "k/s", ""),
+        Figure(f"{name}: numpy", tuple(o / 1000 for o in ours), "k/s", ""),
+        Figure(f"{name}: numpy over crushtool", tuple(ratios), "", target),
+    ]
