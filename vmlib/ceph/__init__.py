@@ -30,6 +30,15 @@ from vmlib.ceph.placement import Placement
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
 from vmlib.ceph.straw_problems import StrawProblem, straw_problem
+from vmlib.ceph.studies import (
+    Movement,
+    Utilisation,
+    device_counts,
+    movement_by_algorithm,
+    movement_by_level,
+    pieces,
+    utilisation,
+)
 
 __all__ = [
     "ERASURE",
@@ -43,6 +52,7 @@ __all__ = [
     "Device",
     "Extent",
     "Move",
+    "Movement",
     "OSDMap",
     "Osd",
     "Placement",
@@ -52,17 +62,23 @@ __all__ = [
     "Step",
     "StrawProblem",
     "Tunables",
+    "Utilisation",
     "crush_hash",
     "crush_ln",
+    "device_counts",
     "for_browser",
     "hash_many",
     "histogram",
+    "movement_by_algorithm",
+    "movement_by_level",
     "moves",
     "object_hash",
+    "pieces",
     "rados",
     "rbd_objects",
     "removed",
     "reweighted",
     "stable_mod",
     "straw_problem",
+    "utilisation",
 ]
