@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks import Figure
