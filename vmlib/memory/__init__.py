@@ -30,6 +30,15 @@ from vmlib.memory.second_stage import (
     Translation,
     translate_gpa,
 )
+from vmlib.memory.shadow import ShadowPager
+from vmlib.memory.shadow_strategy import (
+    KVM,
+    OUT_OF_SYNC,
+    TRAPS,
+    WRITE_PROTECT,
+    ShadowAccess,
+    Strategy,
+)
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.svm_mmu import SvmMmu
@@ -51,9 +60,13 @@ from vmlib.memory.walk_trace import opening as walk_opening
 from vmlib.memory.walk_trace import record_walk, record_walk_nested
 
 __all__ = [
+    "KVM",
     "OUTSIDE_RAM",
+    "OUT_OF_SYNC",
     "SPLIT",
+    "TRAPS",
     "UNIFIED",
+    "WRITE_PROTECT",
     "Access",
     "AccessRules",
     "CachedMmu",
@@ -76,9 +89,12 @@ __all__ = [
     "PagingMode",
     "SecondStage",
     "SecondStageExit",
+    "ShadowAccess",
+    "ShadowPager",
     "Shortcut",
     "Slot",
     "SparseMemory",
+    "Strategy",
     "SvmMmu",
     "TableMemory",
     "TableOutsideRam",
