@@ -20,7 +20,7 @@ from vmlib.memory.paging import CR0_WP, NX, RW, US, A, D
 from vmlib.memory.shadow_pages import ShadowPages
 from vmlib.memory.shadow_tables import ShadowTables
 
-SLICE, SOAK, BATCH = 200, 100_000, 1_000
+SLICE, SOAK, BATCH = 500, 100_000, 1_000
 STEPS = 15
 
 INDEX = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 8))
@@ -59,6 +59,7 @@ CPL = st.sampled_from((0, 3))
 ACCESS = st.sampled_from(("read", "read", "write", "fetch"))
 
 
+PAGES = st.integers(12, 27)
 EVENT = st.sampled_from(("nothing", "invlpg", "cr3", "there and back"))
 RIGHTS = st.sampled_from((RW, US, NX, A, D, A | D, RW | D))
 
@@ -73,7 +74,7 @@ class Guests(RuleBasedStateMachine):
 
     @initialize(
         strategy=st.sampled_from((WRITE_PROTECT, OUT_OF_SYNC, KVM)),
-        host_page=st.sampled_from((PAGE, PAGE, 1 << 21)),
+        host_page=st.sampled_from((PAGE, 1 << 21)),
         cr3=st.sampled_from(ROOTS),
     )
     def begin(self, strategy, host_page, cr3):
@@ -101,34 +102,43 @@ class Guests(RuleBasedStateMachine):
             self.law.event(event, gva)
             self.law.access(gva, access, cpl)
 
-    @rule(gva=GVA, first=ACCESS, bits=RIGHTS, event=EVENT, access=ACCESS, cpl=CPL)
-    def change_its_rights(self, gva, first, bits, event, access, cpl):
-        self.law.access(gva, first, cpl)
+    @rule(gva=GVA, first=ACCESS, changes=st.lists(st.tuples(RIGHTS, EVENT), min_size=1, max_size=3))
+    def change_its_rights(self, gva, first, changes):
+        self.law.access(gva, first)
         at, entry = self.law.entry_of(gva)
-        self.law.write_entry(at, entry ^ bits)
-        self.law.event(event, gva)
-        self.law.access(gva, access, cpl)
+        for bits, event in changes:
+            self.law.write_entry(at, entry ^ bits)
+            self.law.event(event, gva)
+            for access, cpl in (("read", 3), ("fetch", 0), ("write", 3), ("write", 0)):
+                self.law.access(gva, access, cpl)
+            self.law.write_entry(at, entry)
+
+    @rule(gva=TREE, entry=ENTRY)
+    def change_the_entry_through_the_large_page(self, gva, entry):
+        self.law.access(gva)
+        self.law.write_entry(self.law.entry_of(gva)[0], entry, large=True)
+        self.law.access(gva)
 
     @rule(
         gva=TREE,
         beside=INDEX,
-        level=st.sampled_from((2, 3)),
-        entry=ENTRY,
-        event=EVENT,
-        access=ACCESS,
+        changes=st.lists(
+            st.tuples(st.sampled_from((2, 3)), ENTRY, EVENT, ACCESS), min_size=1, max_size=3
+        ),
     )
-    def out_of_reach_and_back(self, gva, beside, level, entry, event, access):
+    def out_of_reach_and_back(self, gva, beside, changes):
         neighbour = gva & ~0x1FF000 | beside << 12
-        self.law.access(neighbour, access)
-        above, was = self.law.entry_of(gva, level)
-        self.law.write_entry(self.law.entry_of(neighbour)[0], entry)
-        self.law.write_entry(above, 0)
-        self.law.event(event, gva)
-        self.law.write_entry(above, was)
-        self.law.access(gva, access)
-        self.law.access(neighbour, access)
+        for level, entry, event, access in changes:
+            self.law.access(neighbour, access)
+            above, was = self.law.entry_of(gva, level)
+            self.law.write_entry(self.law.entry_of(neighbour)[0], entry)
+            self.law.write_entry(above, 0)
+            self.law.event(event, neighbour)
+            self.law.write_entry(above, was)
+            self.law.access(gva, access)
+            self.law.access(neighbour, access)
 
-    @rule(page=st.integers(0, 27), beside=st.integers(0, 27), bits=RIGHTS, access=ACCESS, cpl=CPL)
+    @rule(page=PAGES, beside=PAGES, bits=st.one_of(st.just(RW), RIGHTS), access=ACCESS, cpl=CPL)
     def one_large_page(self, page, beside, bits, access, cpl):
         gva, neighbour = (WINDOW | LARGE | number << 12 | 8 for number in (page, beside))
         for one, first in ((gva, "read"), (gva, "write"), (neighbour, "write")):
@@ -137,6 +147,7 @@ class Guests(RuleBasedStateMachine):
         self.law.write_entry(at, entry ^ bits)
         self.law.access(gva, "read", cpl)
         self.law.access(neighbour, access, cpl)
+        self.law.access(neighbour, "write", cpl)
         self.law.write_entry(at, entry)
 
     @rule(index=INDEX, other=INDEX, table=st.sampled_from((5, 6, 7)), event=EVENT)
@@ -174,8 +185,10 @@ class Guests(RuleBasedStateMachine):
         self.law.access(gva, "write", cpl)
 
     @precondition(lambda self: len(self.law.pager.slots) > 1)
-    @rule(gva=GVA)
-    def move_memory(self, gva):
+    @rule(page=st.integers(16, 23))
+    def move_memory(self, page):
+        gva = WINDOW | page << 12 | 8
+        self.law.access(gva)
         if self.law.pager.slots.find(SLOTS[1].gpa):
             self.law.remove_slot(1)
         else:

@@ -246,8 +246,13 @@ class ShadowPager:
             for page in self._pages.path(self._root(), gva):
                 page.writes = 0
         else:
+            self._make_room()
             synced = any(not page.unsync for page in self._pages.of(gpa))
-            writable = self._fill(seen, leaf, access, cpl == 3, slot)
+            common = rights_above(seen.entries, self._efer)
+            rights = common[-1]
+            if self._forget != "dirty":
+                rights = leaf_rights(rights, leaf, access, cpl == 3, cr0=self._cr0, cr4=self._cr4)
+            writable = self._shadow.fill(self._root(), seen, common[:-1], rights, slot)
             if write and not writable:
                 trap = "emulated"
             elif write and synced:
@@ -265,31 +270,12 @@ class ShadowPager:
         set_accessed_dirty(self._guest, passed, dirty)
         return seen.entries[-1] | A | dirty
 
-    def _fill(self, seen: Walk, leaf: int, access: Access, user: bool, slot: Slot) -> bool:
-        """Make the way to a page, and its leaf; return whether it may be written."""
-        assert seen.gpa is not None
+    # --- the rest ------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Throw all shadow pages away where a way through two kinds of page would not fit."""
         if self._pages.room < 2 * len(self._shadow.mode.levels):
             self._pages.zap_all()  # KVM gives up the oldest first
-        common = rights_above(seen.entries, self._efer)
-        rights = leaf_rights(common[-1], leaf, access, user, cr0=self._cr0, cr4=self._cr4)
-        if self._forget == "dirty":
-            rights = common[-1]
-        page = self._root()
-        for entry, above in zip(seen.entries[:-1], common[:-1], strict=True):
-            page = self._shadow.child(
-                page, seen.gva, (entry & ADDRESS, page.level - 1, above, False)
-            )
-        goal = self._shadow.goal(seen.gpa, page.level, slot)
-        while page.level > goal:
-            base = seen.gpa & -page_bytes(page.level)
-            page = self._shadow.child(page, seen.gva, (base, page.level - 1, rights, True))
-        index = page.index(seen.gva)
-        writable = self._shadow.put(page, index, seen.gpa & -page_bytes(goal), rights)
-        if self.strategy.prefetch > 1 and page.level == 1:
-            self._shadow.prefetch_around(page, index)
-        return writable
-
-    # --- the rest ------------------------------------------------------------------------------
 
     def _slots_changed(self) -> None:
         if self._forget != "slot":

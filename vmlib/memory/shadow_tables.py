@@ -13,6 +13,7 @@ children, chunks of reverse maps), and host pages that are not there: here they 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from vmlib.errors import BadInput
 from vmlib.memory.paging import ADDRESS, RW, A, D, P, PagingMode
@@ -20,6 +21,7 @@ from vmlib.memory.shadow_entry import ALL, leaf_entry, rights_of
 from vmlib.memory.shadow_pages import HostMemory, Key, ShadowPage, ShadowPages, page_bytes
 from vmlib.memory.shadow_strategy import Forget, Strategy
 from vmlib.memory.slots import MemorySlots, Slot
+from vmlib.memory.walk import Walk
 from vmlib.units import PAGE_SIZE
 
 
@@ -74,6 +76,30 @@ class ShadowTables:
     def root_key(self, cr3: int) -> Key:
         """Return what the root of an address space stands for."""
         return cr3 & ADDRESS, len(self.mode.levels), ALL, False
+
+    # --- making --------------------------------------------------------------------------------
+
+    def fill(
+        self, root: ShadowPage, seen: Walk, above: Sequence[int], rights: int, slot: Slot
+    ) -> bool:
+        """Make the way to the page that `seen` found, and its leaf; return if it may be written.
+
+        `above` are the rights that the guest's upper entries grant, from the root down, each with
+        those before it; `rights` are the leaf's.
+        """
+        assert seen.gpa is not None
+        page = root
+        for entry, granted in zip(seen.entries[:-1], above, strict=True):
+            page = self.child(page, seen.gva, (entry & ADDRESS, page.level - 1, granted, False))
+        goal = self.goal(seen.gpa, page.level, slot)
+        while page.level > goal:
+            base = seen.gpa & -page_bytes(page.level)
+            page = self.child(page, seen.gva, (base, page.level - 1, rights, True))
+        index = page.index(seen.gva)
+        writable = self.put(page, index, seen.gpa & -page_bytes(goal), rights)
+        if self._strategy.prefetch > 1 and page.level == 1:
+            self.prefetch_around(page, index)
+        return writable
 
     def goal(self, gpa: int, level: int, slot: Slot) -> int:
         """Return the level of the largest leaf that the second stage allows here."""
