@@ -105,8 +105,6 @@ class ShadowPager:
         """The shadow pages there are, in order of their making."""
         return tuple(self._pages)
 
-    # --- what the processor does ---------------------------------------------------------------
-
     def walk(self, gva: int, *, access: Access = "read", cpl: int = 0, ac: bool = False) -> Walk:
         """Walk the shadow tables as the processor does; nothing traps, nothing is filled.
 
@@ -162,8 +160,6 @@ class ShadowPager:
             self._shadow.table_written(done.gpa)
         return done
 
-    # --- what the guest may do besides ---------------------------------------------------------
-
     def invlpg(self, gva: int) -> None:
         """The guest executes INVLPG: what is unsync on the way of `gva` is not used again."""
         self.traps["invlpg"] += 1
@@ -212,8 +208,6 @@ class ShadowPager:
         self.slots.remove(number)
         self._slots_changed()
 
-    # --- what a page fault asks for ------------------------------------------------------------
-
     def _page_fault(
         self, gva: int, access: Access, cpl: int, ac: bool, error_code: int
     ) -> ShadowAccess:
@@ -246,7 +240,8 @@ class ShadowPager:
             for page in self._pages.path(self._root(), gva):
                 page.writes = 0
         else:
-            self._make_room()
+            if self._pages.room < 2 * len(self._shadow.mode.levels):
+                self._pages.zap_all()  # KVM gives up the oldest first
             synced = any(not page.unsync for page in self._pages.of(gpa))
             common = rights_above(seen.entries, self._efer)
             rights = common[-1]
@@ -269,13 +264,6 @@ class ShadowPager:
         self.counts["dirty set"] += bool(dirty & ~seen.entries[-1])
         set_accessed_dirty(self._guest, passed, dirty)
         return seen.entries[-1] | A | dirty
-
-    # --- the rest ------------------------------------------------------------------------------
-
-    def _make_room(self) -> None:
-        """Throw all shadow pages away where a way through two kinds of page would not fit."""
-        if self._pages.room < 2 * len(self._shadow.mode.levels):
-            self._pages.zap_all()  # KVM gives up the oldest first
 
     def _slots_changed(self) -> None:
         if self._forget != "slot":
