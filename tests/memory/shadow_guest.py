@@ -10,11 +10,11 @@ goes on behind the instruction, which has ten bytes whenever it can fault.
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vmlib.cpu import Budget, IoOut, Registers, Segment, SystemRegisters, Table, open_vm
-from vmlib.memory import GuestRam, MemorySlots, Npt, ShadowPager, Slot, walk_nested
-from vmlib.memory.paging import ADDRESS, PS, RW, US, P
+from vmlib.memory import GuestRam, MemorySlots, NestedPager, ShadowPager, Slot
+from vmlib.memory.paging import PS, RW, US, P
 
 PAGE, GUEST = 0x1000, 0x400000
 RAM = "4M"
@@ -120,20 +120,6 @@ def run(engine, script):
         return {"faults": faults, "ended": "done", "tables": vm.ram.read(PML4, 0x7000).hex()}
 
 
-def _host(script):
-    """Return a host whose one slot holds the guest, ready to run; and what the guest does."""
-    steps = parse(script)
-    code, places, end = assemble(steps)
-    host = GuestRam(0x1000000)
-    lay(lambda gpa, data: host.write(GUEST + gpa, data), code)
-    return host, [*zip(steps, places, strict=True), (("end",), [end])]
-
-
-def _controls():
-    system, _ = registers()
-    return {"cr0": system.cr0, "cr3": system.cr3, "cr4": system.cr4, "efer": system.efer}
-
-
 def run_all(engine, scripts):
     """Run scripts one after the other, each in a VM of its own."""
     return [run(engine, script) for script in scripts]
@@ -176,12 +162,38 @@ class Watched(ShadowPager):
         return super()._page_fault(gva, access, cpl, ac, error_code)
 
 
+class WatchedNested(NestedPager):
+    """A pager that keeps the nested page faults it is asked about: address and EXITINFO1."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def _nested_fault(self, left):
+        self.asked.append((left.gpa, left.qualification))
+        return super()._nested_fault(left)
+
+
+def nested(script, **options):
+    """Run a script on a nested pager; return it, the error codes of faults, and the tables."""
+    return _paged(WatchedNested, script, **options)
+
+
 def shadowed(script, strategy, **options):
-    """Run a script on a shadow pager; return it, the error codes of faults, and the tables."""
-    host, steps = _host(script)
+    """The same on a shadow pager."""
+    return _paged(Watched, script, strategy=strategy, **options)
+
+
+def _paged(kind, script, **options):
+    steps = parse(script)
+    code, places, end = assemble(steps)
+    host = GuestRam(0x1000000)
+    lay(lambda gpa, data: host.write(GUEST + gpa, data), code)
     slots = MemorySlots()
     slots.set(Slot(0, 0, 4 << 20, GUEST))
-    pager = Watched(host, slots, at=0x800000, strategy=strategy, **_controls(), **options)
+    system, _ = registers()
+    controls = {"cr0": system.cr0, "cr3": system.cr3, "cr4": system.cr4, "efer": system.efer}
+    pager = kind(host, slots, at=0x800000, **controls, **options)
     faults = []
 
     def do(what, at, *value):
@@ -194,62 +206,7 @@ def shadowed(script, strategy, **options):
             faults.append(done.fault.error_code)
         return done.fault is not None
 
-    execute(steps, do)
+    execute([*zip(steps, places, strict=True), (("end",), [end])], do)
     tables = host.read(GUEST + PML4, 0x7000).hex()
     host.close()
     return pager, faults, tables
-
-
-@dataclass
-class Nested:
-    """What a hypervisor with nested paging is asked: each page that it has not given yet."""
-
-    asked: list
-    faults: list
-    made: int
-    tables: str
-
-
-def nested(script, **options):
-    """Run a script behind nested tables that are filled at each nested page fault.
-
-    They have five levels, as those of the kernel in the box.
-    """
-    host, steps = _host(script)
-    controls, root = _controls(), 0x800000
-    second = Npt(root, levels=5)
-    free = iter(range(root + PAGE, root + 64 * PAGE, PAGE))
-    result = Nested([], [], 1, "")
-
-    def give(gpa):
-        table = root
-        for shift in (48, 39, 30, 21):
-            at = table + (gpa >> shift & 511) * 8
-            if not host.read_u64(at):
-                host.write_u64(at, next(free) | P | RW | US)
-                result.made += 1
-            table = host.read_u64(at) & ADDRESS
-        host.write_u64(table + (gpa >> 12 & 511) * 8, GUEST + (gpa & ADDRESS) | P | RW | US)
-
-    def do(what, at, *value):
-        if what == "invlpg":
-            return False
-        if what == "cr3":
-            controls["cr3"] = at
-            return False
-        while True:
-            done = walk_nested(host, at, second, access=what, set_ad=True, **controls, **options)
-            if done.exit is None:
-                break
-            result.asked.append((done.exit.gpa, done.exit.qualification))
-            give(done.exit.gpa)
-        if done.fault:
-            result.faults.append(done.fault.error_code)
-        elif value:
-            host.write_u64(done.hpa, *value)
-        return done.fault is not None
-
-    execute(steps, do)
-    result.tables = host.read(GUEST + PML4, 0x7000).hex()
-    host.close()
-    return result

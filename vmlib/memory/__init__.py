@@ -12,6 +12,7 @@ from vmlib.memory.latency import LatencyCurve, LatencyPoint, latency_curve
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.nested import NestedStep, NestedWalk, walk_nested
 from vmlib.memory.nested_many import NestedMany, walk_nested_many
+from vmlib.memory.nested_pager import NestedPager
 from vmlib.memory.paging import (
     Access,
     AccessRules,
@@ -83,6 +84,7 @@ __all__ = [
     "Mapping",
     "MemorySlots",
     "NestedMany",
+    "NestedPager",
     "NestedStep",
     "NestedWalk",
     "Npt",
