@@ -32,6 +32,8 @@ from vmlib.memory.second_stage import (
     translate_gpa,
 )
 from vmlib.memory.shadow import ShadowPager
+from vmlib.memory.shadow_guest import NESTED, ShadowGuest
+from vmlib.memory.shadow_problems import ShadowProblem, shadow_problem
 from vmlib.memory.shadow_strategy import (
     KVM,
     OUT_OF_SYNC,
@@ -40,6 +42,7 @@ from vmlib.memory.shadow_strategy import (
     ShadowAccess,
     Strategy,
 )
+from vmlib.memory.shadow_trace import batch, record_shadow
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.svm_mmu import SvmMmu
@@ -62,6 +65,7 @@ from vmlib.memory.walk_trace import record_walk, record_walk_nested
 
 __all__ = [
     "KVM",
+    "NESTED",
     "OUTSIDE_RAM",
     "OUT_OF_SYNC",
     "SPLIT",
@@ -92,7 +96,9 @@ __all__ = [
     "SecondStage",
     "SecondStageExit",
     "ShadowAccess",
+    "ShadowGuest",
     "ShadowPager",
+    "ShadowProblem",
     "Shortcut",
     "Slot",
     "SparseMemory",
@@ -113,6 +119,7 @@ __all__ = [
     "WalkStep",
     "WordMemory",
     "access_rules",
+    "batch",
     "build_tables",
     "example_controls",
     "example_host",
@@ -122,8 +129,10 @@ __all__ = [
     "latency_curve",
     "paging_mode",
     "record_example",
+    "record_shadow",
     "record_walk",
     "record_walk_nested",
+    "shadow_problem",
     "tlb_problem",
     "translate",
     "translate_gpa",

@@ -9,7 +9,6 @@ Left out: taking pages back, a dirty log, large pages in the second stage.
 """
 
 from collections import Counter
-from typing import Literal
 
 from vmlib.errors import BadInput
 from vmlib.memory.nested import walk_nested
@@ -38,7 +37,7 @@ class NestedPager:
         cr4: int,
         efer: int,
         end: int | None = None,
-        levels: Literal[4, 5] = 4,
+        levels: int = 4,
         maxphyaddr: int = 52,
     ) -> None:
         self.host = host

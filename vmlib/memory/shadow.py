@@ -161,7 +161,12 @@ class ShadowPager:
         return done
 
     def invlpg(self, gva: int) -> None:
-        """The guest executes INVLPG: what is unsync on the way of `gva` is not used again."""
+        """The guest executes INVLPG: what is unsync on the way of `gva` is not used again.
+
+        Where no table can be unsync it is not intercepted: the processor does it.
+        """
+        if not self.strategy.out_of_sync:
+            return
         self.traps["invlpg"] += 1
         if self._forget == "invlpg":
             return
