@@ -6,6 +6,20 @@ write STACK 0
 read HANDLER
 """
 
+
+def _moved(invlpg=False, cr3=False):
+    """Eight pages, used and written, get other frames; then they are read."""
+    lines = ["write PT2 DATA|7"]  # the page with the table is seen, and D set in its entry
+    lines += [f"write SECOND+0x1000*{n} 1" for n in range(8)]
+    lines += ["cr3 PML4"]
+    for n in range(8):
+        lines += [f"write PT2+8*{n} DATA+0x1000*{n + 8}|7"]
+        lines += [f"invlpg SECOND+0x1000*{n}"] if invlpg else []
+    lines += ["cr3 PML4"] if cr3 else []
+    lines += [f"read SECOND+0x1000*{n}" for n in range(8)] if invlpg or cr3 else []
+    return "\n".join(lines)
+
+
 SCRIPTS = {
     "first touches": """
         read SECOND
@@ -146,6 +160,9 @@ SCRIPTS = {
         read SECOND+0x2000
         write SECOND+0x2000 1
     """,
+    "eight entries moved, nothing else": _moved(),
+    "eight entries moved, INVLPG after each": _moved(invlpg=True),
+    "eight entries moved, then CR3 once": _moved(cr3=True),
     "a reserved bit": """
         read SECOND
         write PT2 DATA|7|1<<51
