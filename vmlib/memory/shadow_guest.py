@@ -16,7 +16,7 @@ the guest changes.
 
 from typing import Literal
 
-from vmlib.errors import BadInput
+from vmlib.errors import BadInput, Unsupported
 from vmlib.memory.nested_pager import NestedPager
 from vmlib.memory.ram import GuestRam
 from vmlib.memory.shadow import ShadowPager
@@ -55,9 +55,14 @@ class _Inside:
 
 
 class ShadowGuest:
-    """The guest and its hypervisor's pager. `forget` is that of `ShadowPager`."""
+    """The guest and its hypervisor's pager. `forget` is that of `ShadowPager`.
 
-    def __init__(self, strategy: Strategy, *, forget: Forget | None = None) -> None:
+    With `used` False nothing has been touched yet, by anybody.
+    """
+
+    def __init__(
+        self, strategy: Strategy, *, forget: Forget | None = None, used: bool = True
+    ) -> None:
         self.host = GuestRam(2 * MIB)
         self._inside = _Inside(self.host)
         mapping = [Map(_FIRST, _FRAMES, PAGES * PAGE_SIZE), Map(_WINDOW, 0, self._inside.size)]
@@ -74,10 +79,11 @@ class ShadowGuest:
             self.pager = ShadowPager(
                 self.host, slots, at=0, end=MIB, strategy=strategy, forget=forget, **registers
             )
-        for number in range(PAGES):
-            self.pager.access(_FIRST + number * PAGE_SIZE, "write")
-        self.pager.access(self.entry(0))  # seen, and not written yet
-        self.pager.traps.clear()
+        if used:
+            for number in range(PAGES):
+                self.pager.access(_FIRST + number * PAGE_SIZE, "write")
+            self.pager.access(self.entry(0))  # seen, and not written yet
+            self.pager.traps.clear()
 
     @property
     def exits(self) -> int:
@@ -146,9 +152,20 @@ class ShadowGuest:
             return "", self.pager.store(self.entry(page), 0)
         raise BadInput("what", f"{what!r} is nothing that this guest does")
 
+    def guest_entry(self, page: int) -> int:
+        """Return the entry of a page in the guest's own table, which holds a guest address."""
+        return self._inside.read_u64(self.entry(page) - _WINDOW)
+
+    def shadow_entry(self, page: int) -> int:
+        """Return the entry of a page in the shadow table, which holds a host address; or 0."""
+        if isinstance(self.pager, NestedPager):
+            raise Unsupported("under nested paging there is no shadow table")
+        entries = self.pager.walk(self.address(page)).entries
+        return entries[-1] if len(entries) == len(self._tables.mode.levels) else 0
+
     def guest_says(self, page: int) -> str:
         """Return what the guest's own entry says: a letter, or "–" where it is not present."""
-        entry = self._inside.read_u64(self.entry(page) - _WINDOW)
+        entry = self.guest_entry(page)
         if not entry & 1:
             return "–"
         return LETTERS[((entry & (1 << 52) - PAGE_SIZE) - _FRAMES) // PAGE_SIZE]
