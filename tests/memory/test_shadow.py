@@ -359,3 +359,19 @@ def test_nx_and_supervisor_pages_keep_their_rights_in_the_shadow():
     leaves = [world.pager.walk(PAGES + page).entries[-1] for page in (0x4000, 0x5000, 0x6000)]
     assert [leaf & 6 for leaf in leaves] == [4, 0, 4]
     assert [bool(leaf & NX) for leaf in leaves] == [False, False, True]
+
+
+def test_tables_that_map_one_another_are_compared_as_one():
+    """Found by the law: the window's own table went out of sync together with the one it shows."""
+    world = World(OUT_OF_SYNC)
+    window = world.pte(WINDOW)
+    world.pager.store(PAGES, 1)
+    here = world.tables.entry(world.ram, WINDOW)  # where the window's own table is
+    shown = WINDOW + (world.tables.entry(world.ram, PAGES) & -0x1000)
+    itself = world.tables.entry(world.ram, shown)
+    for gva, value in ((world.pte(PAGES), 0x80067), (window, world.ram.read_u64(here))):
+        assert world.pager.store(gva, value).trap == "unsync"
+    assert world.ram.read_u64(itself) & 0x40  # the table's page is dirty, and may be writable
+    world.pager.load_cr3(world.tables.root)
+    assert world.pager.walk(shown, access="write").fault
+    assert world.pager.walk(WINDOW + (here & -0x1000), access="write").fault

@@ -138,6 +138,10 @@ class ShadowPages:
         child.parents.add((page, index))
         self._host.write_u64(page.hpa + 8 * index, child.hpa | _TABLE)
 
+    def entry(self, page: ShadowPage, index: int) -> int:
+        """Return an entry as the processor reads it."""
+        return self._host.read_u64(page.hpa + 8 * index)
+
     def set_leaf(self, page: ShadowPage, index: int, gpa: int, entry: int) -> bool:
         """Let an entry map the guest page at `gpa`; return whether that is new."""
         if page.leaves.get(index) != gpa:

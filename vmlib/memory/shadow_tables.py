@@ -196,11 +196,11 @@ class ShadowTables:
     def sync_below(self, page: ShadowPage) -> None:
         """Compare what is unsync below a page, and write-protect it again."""
         below = self.pages.unsync_below(page)
-        for one in below:
+        for one in below:  # all of them first: one may map the table of another
             self.pages.protect(one.table)
-        for one in below:
             one.unsync = False
             self.counts["pages synced"] += 1
+        for one in below:
             self._compare(one)
 
     def _compare(self, page: ShadowPage) -> None:
@@ -209,8 +209,11 @@ class ShadowTables:
             entry = self.guest.read_u64(page.table + 8 * index)
             if not self._is_usable(entry) or entry & ADDRESS != gpa:
                 self.pages.drop(page, index)
-            else:
-                self.put(page, index, gpa, self._rights(page, entry), may_unsync=False)
+                continue
+            rights = self._rights(page, entry)
+            if self.pages.of(gpa) and not self.pages.entry(page, index) & RW:
+                rights &= ~RW  # a table's page gets writable by a fault only
+            self.put(page, index, gpa, rights, may_unsync=False)
 
     def prefetch_around(self, page: ShadowPage, index: int) -> None:
         """Fill the neighbours of an entry, up to the first that cannot be."""
