@@ -63,6 +63,7 @@ class ShadowGuest:
     def __init__(
         self, strategy: Strategy, *, forget: Forget | None = None, used: bool = True
     ) -> None:
+        self.strategy = strategy
         self.host = GuestRam(2 * MIB)
         self._inside = _Inside(self.host)
         mapping = [Map(_FIRST, _FRAMES, PAGES * PAGE_SIZE), Map(_WINDOW, 0, self._inside.size)]

@@ -8,7 +8,6 @@ of the page in question, where the processor would go, and whether the table can
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from vmlib.errors import BadInput
 from vmlib.memory.shadow_guest import LETTERS, ShadowGuest
@@ -84,14 +83,12 @@ def record_shadow(
     scribe = _Scribe(ShadowGuest(strategy, forget=forget), deeds)
     for line in range(len(deeds)):
         scribe.play(line)
-    exits = scribe.guest.exits
-    title = f"Under {strategy.name} the guest is left {exits or 'no'} time{'s' * (exits != 1)}"
     origin = Provenance(
         "vmlib.memory",
         {"Python": platform.python_version()},
         f"{platform.system()} {platform.machine()}",
     )
-    return replace(scribe.recorder.finish(origin), title=title)
+    return scribe.recorder.finish(origin)
 
 
 class _Scribe:
@@ -99,14 +96,15 @@ class _Scribe:
 
     def __init__(self, guest: ShadowGuest, deeds: Sequence[Deed]) -> None:
         self.guest = guest
-        self.recorder = Recorder("lanes", "shadow paging", watch=("output",))
+        title = f"A guest changes its page table, and {guest.strategy.name} says who hears of it"
+        self.recorder = Recorder("lanes", title)
         for counter in ("instructions", "finished in the kernel"):
             self.recorder.count(counter, 0)
         self._deeds = deeds
         self._code = [[str(n), "", _words(_CODE, deed)] for n, deed in enumerate(deeds)]
         self._page = deeds[0][1]
         self._line = -1
-        self._output = ""
+        self._read = ""
         text = "The hypervisor's kernel enters the guest, which has used all its pages before."
         self._note(KERNEL, "entry", text, self._facts(), (KERNEL, GUEST))
 
@@ -123,8 +121,8 @@ class _Scribe:
         self.recorder.count("instructions")
         result = f" It gets {got}." if got else ""
         if not trapped:
-            self._output += got if len(got) == 1 else ""
-            self._note(GUEST, "instruction", _words(_SAID, deed) + result, after)
+            self._read += got if len(got) == 1 else ""
+            self._note(GUEST, "instruction", _words(_SAID, deed) + result, self._facts())
             return
         [trap] = trapped
         reason = _REASON.get(trap, "page fault")
@@ -133,12 +131,12 @@ class _Scribe:
         text = f"VM exit: {_WHY[trap]}"
         self._note(KERNEL, "exit", text, before, (GUEST, KERNEL), reason)
         # A page fault that was mended is tried again, and only then does the write happen.
-        mended = [before[0], after[1], after[2]] if trap == "unsync" else after
+        mended = [before[0], *after[1:]] if trap == "unsync" else after
         self._note(KERNEL, "handled", _HANDLED[trap], mended)
-        self._output += got if len(got) == 1 else ""
+        self._read += got if len(got) == 1 else ""
         again = " The instruction is tried again, and passes." if trap in _AGAIN else ""
         text = f"The guest is entered.{again}{result}"
-        self._note(KERNEL, "entry", text, after, (KERNEL, GUEST))
+        self._note(KERNEL, "entry", text, self._facts(), (KERNEL, GUEST))
 
     def _facts(self) -> list[list[str]]:
         page = self._page
@@ -146,6 +144,7 @@ class _Scribe:
             [f"entry {page}", self.guest.guest_says(page)],
             [f"shadow {page}", self.guest.shadow_says(page)],
             ["table", "writable" if self.guest.table_is_writable(page) else "protected"],
+            ["read", self._read or "–"],
         ]
 
     def _note(
@@ -163,7 +162,7 @@ class _Scribe:
             "code": self._code,
             "line": self._line,
             "exit": {"reason": reason, "detail": ""} if reason else None,
-            "output": self._output,
+            "output": "",
         }
         self.recorder.step(where, event, text, state)
 
