@@ -52,7 +52,7 @@ def plot_html(
     rows = list(zip(*columns.values(), strict=True))
     caption = f"<figcaption>{inline(title)}</figcaption>" if title else ""
     return (
-        f'<figure class="vm-plot">{caption}{data_script(plot_json(figure))}'
+        f'<figure class="vm-plot">{data_script(plot_json(figure))}{caption}'
         f'<div class="vm-plot-place" role="img" aria-label="{escape(alt)}"></div>'
         f"<details><summary>Numbers as a table</summary>{table(list(columns), rows, alt)}</details>"
         "</figure>"
