@@ -150,6 +150,7 @@ def test_the_book_has_what_its_table_of_contents_promises():
 SAME = {lane: lane for lane in ("guest user", "guest kernel", "host kernel", "host user")}
 LANES = {"kvm": SAME, "unicorn": {**SAME, "host kernel": "emulator (in the kernel's place)"}}
 LANES["emulated AMD-V"] = SAME  # there the host's kernel is a guest's, and executes the VMRUN
+LANES["vmlib.memory"] = SAME  # a model of both
 
 READ_LANES = """name => {
   const figure = document.getElementById(name), scene = figure.querySelector('svg[data-lane]');

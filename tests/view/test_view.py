@@ -133,7 +133,8 @@ def test_plot() -> None:
     bundle = plot._repr_mimebundle_()
     assert bundle["text/plain"] == "Plot('Two points')"
     html = bundle["text/html"]
-    assert html.startswith('<figure class="vm-plot"><figcaption>It rises</figcaption>')
+    assert html.startswith('<figure class="vm-plot"><script')
+    assert "</script><figcaption>It rises</figcaption>" in html
     assert 'role="img" aria-label="Two points"' in html
     assert "template" not in data_of(html)["layout"]
     assert "<td>4</td>" in html
