@@ -11,6 +11,7 @@ Left out: what is inside the journal (a transaction is there or not, never torn)
 rest: no scrub, no checksum error.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -93,7 +94,7 @@ class Store:
         self.slow = 1.0
         self.written = DeviceBytes()
         self._on_disk: dict[Key, Copy] = {}
-        self._free_at = 0.0
+        self._queue: deque[tuple[Key, Transaction, DeviceBytes, Callable[[], None]]] = deque()
         self._life = 0
 
     def mount(self) -> dict[Key, Copy]:
@@ -103,7 +104,7 @@ class Store:
     def crash(self) -> None:
         """Lose every transaction that is not committed."""
         self._life += 1
-        self._free_at = self._engine.now
+        self._queue.clear()
 
     def read_time(self, size: int) -> float:
         """Return how long reading an object takes (s); reads do not queue behind the journal."""
@@ -114,15 +115,25 @@ class Store:
         size = txn.written
         if size is None:
             size = sum(len(put.data) for put in txn.puts.values() if put)
-        cost = write_cost(size, self.backend)
+        self._queue.append((key, txn, write_cost(size, self.backend), on_commit))
+        if len(self._queue) == 1:
+            self._write_first()
+
+    def _write_first(self) -> None:
+        """Write the transaction at the head of the queue, at the speed that the disk has now."""
+        key, txn, cost, on_commit = self._queue[0]
         life = self._life
-        busy = (self.latency + (cost.data + cost.wal) / self.bandwidth) * self.slow
-        self._free_at = max(self._free_at, self._engine.now) + busy
 
         def commit() -> None:
-            if life == self._life:
-                txn.apply(self._on_disk.setdefault(key, Copy()))
-                self.written += cost
-                on_commit()
+            if life != self._life:
+                return
+            self._queue.popleft()
+            txn.apply(self._on_disk.setdefault(key, Copy()))
+            self.written += cost
+            if self._queue:
+                self._write_first()
+            on_commit()
 
-        self._engine.at(self._free_at - self._engine.now, commit)
+        self._engine.at(
+            (self.latency + (cost.data + cost.wal) / self.bandwidth) * self.slow, commit
+        )
