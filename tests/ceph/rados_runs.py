@@ -9,8 +9,6 @@ for all while disks are slow.
 import random
 from dataclasses import dataclass, replace
 
-from linearizability import wrong_objects
-
 from vmlib.ceph.rados import (
     KINDS,
     Cluster,
@@ -22,6 +20,7 @@ from vmlib.ceph.rados import (
     decode,
     inject,
     random_faults,
+    wrong_objects,
 )
 
 FAST = OsdConfig(tick=0.5, heartbeat=1.0, grace=4.0, lease=3.2, recovery_active=1)

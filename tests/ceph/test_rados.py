@@ -245,6 +245,37 @@ def test_below_min_size_nothing_is_written_and_nothing_lost():
     assert cluster.read("x") == b"waits"
 
 
+def test_an_erasure_coded_pg_below_min_size_serves_nothing_until_others_are_filled():
+    cluster = Cluster(1, osds=9, pools=[Pool.erasure(4, 2)])
+    cluster.write("x", b"kept in six chunks")
+    for osd in cluster.placed("x").acting[4:]:
+        cluster.osds[osd].crash()
+    cluster.run(60)
+    assert cluster.states()[str(cluster.pg_of("x"))].startswith("peered")
+    reading = cluster.engine.env.process(cluster.clients[0].read("x"))
+    cluster.run(300)
+    assert not reading.processed
+    cluster.run(400)  # out: others take the places
+    assert reading.value == b"kept in six chunks"
+
+
+def test_two_members_of_which_one_saw_the_last_interval_go_on():
+    """The chapter's third exercise: each member of an interval is a witness of all it wrote."""
+    cluster = Cluster(1, osds=3)
+    cluster.write("x", b"old")
+    first, second, third = cluster.placed("x").acting
+    cluster.osds[first].crash()
+    cluster.run(60)
+    cluster.write("x", b"new")
+    for osd in (second, third):
+        cluster.osds[osd].crash()
+        cluster.set_down(osd)
+    cluster.osds[first].start()
+    cluster.osds[second].start()
+    cluster.run(60)
+    assert cluster.read("x") == b"new"
+
+
 def test_a_lost_interval_is_waited_for():
     """Two wrote on while the third was away: alone it must not serve what it remembers."""
     cluster = Cluster(1, osds=4, pools=[Pool(size=3, min_size=1)])

@@ -34,9 +34,11 @@ from vmlib.ceph.rados.device import (
 from vmlib.ceph.rados.erasure import decode, encode
 from vmlib.ceph.rados.faults import KINDS, Fault, inject, random_faults
 from vmlib.ceph.rados.flow import record_write
+from vmlib.ceph.rados.linearizability import linearizable, wrong_objects
 from vmlib.ceph.rados.monitor import MonConfig
 from vmlib.ceph.rados.osd import OsdConfig
 from vmlib.ceph.rados.pglog import PgId
+from vmlib.ceph.rados.problems import WriteProblem, write_problem
 from vmlib.ceph.rados.tier import MODES, CacheTier, TierConfig, TierCounts
 
 __all__ = [
@@ -67,14 +69,18 @@ __all__ = [
     "RawPlacement",
     "TierConfig",
     "TierCounts",
+    "WriteProblem",
     "amplification",
     "ceiling",
     "decode",
     "encode",
     "inject",
+    "linearizable",
     "random_faults",
     "record_write",
     "rendezvous",
     "state",
     "write_cost",
+    "write_problem",
+    "wrong_objects",
 ]

@@ -1,32 +1,35 @@
 """Is a history of reads and writes one that a single register could have had?
 
-For each object by itself (linearizability is local: Herlihy and Wing 1990, section 3.2), search
+For each object by itself (linearizability is local: Herlihy and Wing 1990, section 3.1), search
 for an order of its operations that respects time and in which each read returns the last write
 (Wing and Gong 1993), remembering every (operations done, value) that led nowhere (Lowe 2017).
 An operation without an answer may have happened at any time after its start, or never.
+
+The search is exponential in the number of operations under way at one time. Clients that wait
+for each answer keep that number small.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 
-from vmlib.ceph.rados import Operation
+from vmlib.ceph.rados.client import Operation
 
 
 def wrong_objects(history: Iterable[Operation]) -> list[str]:
     """Return the names of objects whose operations no register explains."""
-    by_name = defaultdict(list)
+    by_name: dict[str, list[Operation]] = defaultdict(list)
     for op in history:
         by_name[op.name].append(op)
     return sorted(name for name, ops in by_name.items() if not linearizable(ops))
 
 
-def linearizable(ops: list[Operation]) -> bool:
-    """Whether one register, empty at first, can have had these operations."""
-    ops = [op for op in ops if op.kind == "write" or op.end is not None]
-    ops.sort(key=lambda op: op.start)
-    ends = [inf if op.end is None else op.end for op in ops]
-    must = sum(1 << i for i, op in enumerate(ops) if op.end is not None)
+def linearizable(ops: Sequence[Operation]) -> bool:
+    """Return whether one register, empty at first, can have had these operations."""
+    counted = [op for op in ops if op.kind == "write" or op.end is not None]
+    counted.sort(key=lambda op: op.start)
+    ends = [inf if op.end is None else op.end for op in counted]
+    must = sum(1 << i for i, op in enumerate(counted) if op.end is not None)
     seen: set[tuple[int, bytes | None]] = set()
     stack: list[tuple[int, bytes | None]] = [(0, None)]
     while stack:
@@ -34,7 +37,7 @@ def linearizable(ops: list[Operation]) -> bool:
         if done & must == must:
             return True
         first_end = min(end for i, end in enumerate(ends) if not done >> i & 1)
-        for i, op in enumerate(ops):
+        for i, op in enumerate(counted):
             if op.start > first_end:
                 break
             if done >> i & 1 or (op.kind == "read" and op.value != value):
