@@ -127,6 +127,20 @@ def test_memory_the_prediction_of_the_lab():
     assert (done.exit.gpa, done.exit.level, len(done.steps)) == (big, 2, 15)
 
 
+def test_ceph_a_short_log_that_forgets_is_noticed(root):
+    """The RADOS lab, section 6: with a log of 5 an echo is done twice, and the checker sees it."""
+    lab = json.loads((root / "labs/ceph/rados.ipynb").read_text())
+    names = {}
+    for cell in lab["cells"]:
+        source = "".join(cell["source"])
+        if any(word in source for word in ("import random", "def trial", "def forgetful")):
+            exec(compile(source, "rados.ipynb", "exec"), names)
+    for seed in range(3):
+        trial, echo = names["trial"], names["echo"]
+        assert trial(seed, echo, log_length=5)[0] == []
+        assert trial(seed, echo, log_length=5, before=names["forgetful"])[0] != []
+
+
 @pytest.mark.needs("unicorn")
 def test_problems_are_the_same_for_everybody_and_marked_by_running():
     assert (add_problem(1).a, add_problem(1).b) == (60, 110)

@@ -184,6 +184,19 @@ READ_MAP = """name => {
 }"""
 
 
+READ_FLOW = """name => {
+  const figure = document.getElementById(name), all = s => [...figure.querySelectorAll(s)];
+  return {
+    where: figure.querySelector('[data-where]').dataset.where,
+    sentence: figure.querySelector('.vm-sentence').textContent,
+    boxes: all('[data-box]').map(
+      b => [b.dataset.box, b.querySelector('.vm-holds').textContent, b.dataset.mode]),
+    wires: all('[data-wire]').map(w => w.dataset.wire).sort(),
+    acks: figure.querySelector('[data-acks]').dataset.acks,
+  };
+}"""
+
+
 def lanes(step, state, trace):
     """Return what a lanes figure shows of a step, and the words that the table has of it."""
     left, crossing = state["exit"], state["crossing"]
@@ -228,7 +241,25 @@ def straws(step, state, trace):
     return seen, [step["where"], step["text"], *(row[5] for row in state["draws"])]
 
 
-SCENES = {"lanes": (READ_LANES, lanes), "walk": (READ_WALK, cells), "map": (READ_MAP, straws)}
+def messages(step, state, trace):
+    """Return what a flow figure shows of a step, and the words that the table has of it."""
+    groups = state["groups"]
+    seen = {
+        "where": step["where"],
+        "sentence": step["text"].replace("`", ""),
+        "boxes": [[f"{g[0]}/{box}", held, mode] for g in groups for box, held, mode in g[5]],
+        "wires": sorted("|".join(wire) for wire in state["wires"]),
+        "acks": " ".join(state["acks"]),
+    }
+    return seen, [step["text"], *(f"{a} → {b}: {what}" for a, b, what, _ in state["wires"])]
+
+
+SCENES = {
+    "lanes": (READ_LANES, lanes),
+    "walk": (READ_WALK, cells),
+    "map": (READ_MAP, straws),
+    "flow": (READ_FLOW, messages),
+}
 
 
 def unpacked(trace):
