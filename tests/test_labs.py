@@ -1,18 +1,21 @@
 """Labs are committed executed, and their exercises have solutions that work."""
 
+import itertools
 import json
 
 import pytest
 
 from vmlib.box import Job
 from vmlib.ceph import CrushMap, crush_hash, crush_ln
-from vmlib.cpu import add_problem
+from vmlib.cpu import add_problem, open_vm
 from vmlib.errors import BadInput
 from vmlib.machine import Machine
 from vmlib.memory import (
     Ept,
     GuestRam,
     Map,
+    MemorySlots,
+    Slot,
     build_tables,
     example_host,
     record_example,
@@ -177,3 +180,47 @@ def test_ceph_straw2_in_six_lines(root):
     exec(code[code.index("def straw2_agrees") : code.index("print(")], names)
     assert names["straw2_agrees"](pick) == 2000
     assert names["straw2_agrees"](lambda x, items, weights, r: items[0]) < 200
+
+
+def test_memory_four_the_middle_arrow():
+    """The lab on four addresses, section 4."""
+    pc = [(0x0, 0xA0000, 0x70000000), (0xC0000, 0x40000, 0x700C0000)]
+    pc += [(0x100000, 0x7000000, 0x70100000)]
+
+    def to_hva(slots, gpa):
+        return next((hva + gpa - at for at, size, hva in slots if at <= gpa < at + size), None)
+
+    def overlaps(slots):
+        pairs = itertools.combinations(enumerate(slots), 2)
+        return [(i, j) for (i, a), (j, b) in pairs if a[0] < b[0] + b[1] and b[0] < a[0] + a[1]]
+
+    slots = MemorySlots()
+    for number, (gpa, size, hva) in enumerate(pc):
+        slots.set(Slot(number, gpa, size, hva))
+    asked = (0x0, 0x9FFFF, 0xA0000, 0xB8000, 0xC0000, 0x100001, 0x800000, 0x7100000)
+    assert [to_hva(pc, gpa) for gpa in asked] == [slots.hva(gpa) for gpa in asked]
+    assert overlaps([*pc, (0xD0000, 0x100000, 0x80000000)]) == [(1, 3), (2, 3)]
+    assert overlaps(pc) == []
+
+
+@pytest.mark.needs("unicorn")
+@pytest.mark.parametrize(
+    ("mapped", "store", "told"),
+    [
+        ((0x500000, 0xB8000), "50", ["MMIO read", "MMIO write", "HLT"]),
+        (None, "50", ["SHUTDOWN"]),
+    ],
+)
+def test_memory_four_a_guest_that_runs(mapped, store, told):
+    """Section 5: load and store at one GVA that leads to a hole; and at one that leads nowhere."""
+    with open_vm("unicorn", "256K") as vm:
+        mapping = [Map(0x8000, 0x8000), *([Map(*mapped)] if mapped else [])]
+        tables = build_tables(vm.ram, at=0x20000, mapping=mapping)
+        vm.ram.write(0x8000, bytes.fromhex(f"8a042500005000 88042500 00{store}00 f4"))
+        vcpu = vm.vcpu()
+        vcpu.start_long_mode(0x8000, 0xF000, tables.root)
+        for expected in told:
+            left = vcpu.run()
+            assert f"{left.reason} {left.detail}".startswith(expected)
+            if expected == "MMIO read":
+                vcpu.complete(b"x")

@@ -21,7 +21,7 @@ from typing import Any, Self
 from vmlib.errors import BadInput
 
 SCHEMA = 1
-KINDS = ("lanes", "walk", "ring", "flow", "map")
+KINDS = ("lanes", "walk", "ring", "flow", "map", "rulers")
 
 Change = tuple[str, str, str]
 """(name, old, new), all as the reader sees them."""

@@ -183,6 +183,14 @@ READ_MAP = """name => {
     sentence: figure.querySelector('.vm-sentence').textContent };
 }"""
 
+READ_RULERS = """name => {
+  const figure = document.getElementById(name);
+  return { ended: figure.querySelector('.vm-rulers').dataset.end,
+    registers: [...figure.querySelectorAll('[data-register]')].map(
+      e => [e.dataset.register, e.textContent]),
+    sentence: figure.querySelector('.vm-sentence').textContent };
+}"""
+
 
 READ_FLOW = """name => {
   const figure = document.getElementById(name), all = s => [...figure.querySelectorAll(s)];
@@ -254,11 +262,19 @@ def messages(step, state, trace):
     return seen, [step["text"], *(f"{a} → {b}: {what}" for a, b, what, _ in state["wires"])]
 
 
+def rulers(step, state, _):
+    """Return what a rulers figure shows of a step, and the words that the table has of it."""
+    known = [pair for pair in state["registers"] if pair[1] != "unknown"]
+    seen = {"registers": known, "sentence": step["text"], "ended": state["end"]}
+    return seen, [step["where"], step["text"], *(value for _, value in known)]
+
+
 SCENES = {
     "lanes": (READ_LANES, lanes),
     "walk": (READ_WALK, cells),
     "map": (READ_MAP, straws),
     "flow": (READ_FLOW, messages),
+    "rulers": (READ_RULERS, rulers),
 }
 
 

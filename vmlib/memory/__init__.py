@@ -8,6 +8,18 @@ from vmlib.memory.four import (
     four_addresses,
     host_address,
 )
+from vmlib.memory.four_example import (
+    HostPages,
+    four_controls,
+    four_rulers,
+    four_slots,
+    four_tables,
+    host_pages,
+    record_four_example,
+)
+from vmlib.memory.four_problems import FourProblem, four_problem
+from vmlib.memory.four_trace import Rulers, record_four, rulers_of
+from vmlib.memory.four_trace import opening as four_opening
 from vmlib.memory.latency import LatencyCurve, LatencyPoint, latency_curve
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.nested import NestedStep, NestedWalk, walk_nested
@@ -79,8 +91,10 @@ __all__ = [
     "Ept",
     "Fault",
     "FourAddresses",
+    "FourProblem",
     "GuestRam",
     "HostAddress",
+    "HostPages",
     "LatencyCurve",
     "LatencyPoint",
     "Level",
@@ -93,6 +107,7 @@ __all__ = [
     "NestedWalk",
     "Npt",
     "PagingMode",
+    "Rulers",
     "SecondStage",
     "SecondStageExit",
     "ShadowAccess",
@@ -125,13 +140,23 @@ __all__ = [
     "example_host",
     "flag_names",
     "four_addresses",
+    "four_controls",
+    "four_opening",
+    "four_problem",
+    "four_rulers",
+    "four_slots",
+    "four_tables",
     "host_address",
+    "host_pages",
     "latency_curve",
     "paging_mode",
     "record_example",
+    "record_four",
+    "record_four_example",
     "record_shadow",
     "record_walk",
     "record_walk_nested",
+    "rulers_of",
     "shadow_problem",
     "tlb_problem",
     "translate",

@@ -16,12 +16,14 @@ SCRIPTS = (
     "scene_lanes.js",
     "scene_walk.js",
     "scene_map.js",
+    "scene_rulers.js",
     "scene_flow.js",
     "model_add.js",
     "model_loop.js",
     "walking.js",
     "model_walk.js",
     "model_crush.js",
+    "model_four.js",
     "predict.js",
 )
 STYLE = "player.css"
