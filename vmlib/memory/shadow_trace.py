@@ -10,7 +10,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from vmlib.errors import BadInput
-from vmlib.memory.shadow_guest import LETTERS, ShadowGuest
+from vmlib.memory.shadow_guest import LETTERS, NESTED, ShadowGuest
 from vmlib.memory.shadow_strategy import Forget, Strategy
 from vmlib.trace import Provenance, Recorder, Trace
 
@@ -96,10 +96,14 @@ class _Scribe:
 
     def __init__(self, guest: ShadowGuest, deeds: Sequence[Deed]) -> None:
         self.guest = guest
-        title = f"A guest changes its page table, and {guest.strategy.name} says who hears of it"
+        title = (
+            f"Who hears of it, under {guest.strategy.name}, when a guest changes its page table?"
+        )
         self.recorder = Recorder("lanes", title)
         for counter in ("instructions", "finished in the kernel"):
             self.recorder.count(counter, 0)
+        # Where the processor goes by itself; without shadow tables, that is all there is to say.
+        self._way = "processor" if guest.strategy is NESTED else "shadow"
         self._deeds = deeds
         self._code = [[str(n), "", _words(_CODE, deed)] for n, deed in enumerate(deeds)]
         self._page = deeds[0][1]
@@ -142,7 +146,7 @@ class _Scribe:
         page = self._page
         return [
             [f"entry {page}", self.guest.guest_says(page)],
-            [f"shadow {page}", self.guest.shadow_says(page)],
+            [f"{self._way} {page}", self.guest.shadow_says(page)],
             ["table", "writable" if self.guest.table_is_writable(page) else "protected"],
             ["read", self._read or "–"],
         ]
