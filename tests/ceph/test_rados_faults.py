@@ -16,7 +16,7 @@ from vmlib.ceph import rados
 from vmlib.ceph.rados import Operation, lease, linearizable, ops, peering, recovery
 from vmlib.ceph.rados import store as store_module
 
-SLICE = 60
+SLICE = 40
 MODEL = Path(rados.__file__).parent
 
 

@@ -20,6 +20,7 @@ a trace has::
 from importlib.metadata import version
 from typing import Any
 
+from vmlib.ceph.rados import flow_words as words
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados.cluster import Cluster, state
 from vmlib.ceph.rados.clustermap import NONE, Pool
@@ -72,13 +73,7 @@ class _Flow:
         self.erasure = bool(cluster.map.pools[0].k)
         self.start = cluster.engine.now
         self.epoch = cluster.map.epoch
-        parts = "six chunks" if self.erasure else "three copies"
-        title = {
-            None: f"One write becomes {parts}, and the client hears of it last",
-            "replica": "A replica dies with the write in its memory: the client waits, no more",
-            "primary": "The primary dies before it could answer: its replicas know what it knew",
-        }[kill]
-        self.title = title
+        self.title = words.title(kill, self.erasure)
         self.steps: list[Step] = []
         self.held: dict[str, str] = {}
         self.memory = dict.fromkeys(self.acting, "A")
@@ -139,11 +134,8 @@ class _Flow:
             return False
         if _place(source) == _place(target):
             return False
-        epoch = (
-            getattr(what, "epoch", 0)
-            if not isinstance(what, m.MapShare)
-            else self.cluster.map.epoch
-        )
+        newest = self.cluster.map.epoch
+        epoch = newest if isinstance(what, m.MapShare) else getattr(what, "epoch", 0)
         key = (event, _place(source), _place(target), f"{type(what).__name__} {epoch}")
         new = key not in self.seen
         self.seen.add(key)
@@ -171,36 +163,25 @@ class _Flow:
             self._die(target, "with the write in its memory and not on its disk")
 
     def _said(self, event: str, source: Node, target: Node, what: Any) -> str:
-        part = "a chunk of B" if self.erasure else "B"
+        """Note what the message does, and return the sentence for it."""
+        here = event == "arrived"
         match what:
             case m.ClientOp():
-                if event == "sent":
-                    if self.dead:
-                        return f"The client has a new map and sends the same request to {target}."
-                    return f"The client sends the write to {target}: its map says whom to ask."
-                if self.disk[target] == "B":
-                    return f"{target} finds this very request in its log: it is done already."
-                return f"{target} is the primary and has the write."
+                done = here and self.disk[target] == "B"
+                return words.write(event, target, again=bool(self.dead), done=done)
             case m.RepOp():
-                if event == "sent":
-                    return f"The primary sends {part} to {target}."
-                self.memory[target] = "B"
-                return f"{target} has {part} in memory and hands it to its journal."
+                if here:
+                    self.memory[target] = "B"
+                return words.copy(event, target, "a chunk of B" if self.erasure else "B")
             case m.RepAck():
-                if event == "sent":
-                    if target in self.dead:
-                        return f"{source} tells {target} that it is on disk. Nobody hears it."
-                    return f"{source} tells the primary that it is on disk."
-                if source not in self.acks:
+                if here and source not in self.acks:
                     self.acks.append(source)
                 left = len(self._members()) - len(self.acks)
-                rest = f"{left} to go" if left else "that was the last"
-                return f"The primary hears from {source}: {rest}."
+                heard = target not in self.dead
+                return words.reported(event, source, target, heard=heard, left=left)
             case _:
-                if event == "sent":
-                    return f"Every member has it on disk. Now, and not before, {source} answers."
-                self.told = True
-                return "The client has its ack: what it wrote is on every disk that serves."
+                self.told = self.told or here
+                return words.ack(event, source)
 
     def _members(self) -> list[Node]:
         return [f"osd.{osd}" for osd in self.cluster.placed(OBJECT).acting if osd != NONE]
@@ -216,10 +197,7 @@ class _Flow:
         if leads and osd not in self.acks:
             self.acks.append(osd)
         part = "its chunk of B" if self.erasure else "B"
-        extra = " It counts itself as one." if leads else ""
-        self._step(
-            osd, "on disk", f"{osd} has {part} on disk: a crash can no longer take it.{extra}"
-        )
+        self._step(osd, "on disk", words.safe(osd, part, leads=leads))
         if self.kill == "primary" and not self.dead and osd == self.acting[1]:
             self._die(self.first, "before anybody could tell it that the copies are on disk")
 
@@ -235,30 +213,15 @@ class _Flow:
         key = (source, target, label)
         self.wires[key] = "arrived"
         dead = next(iter(self.dead), "")
-        text = {
-            m.Failure: f"{source} reports {dead}: silent for longer than the grace.",
-            m.MapShare: self._news(target, what),
-            m.Query: f"Peering: {source} leads now and asks {target} what it knows.",
-            m.Notify: f"{target} learns what {source} has in its log.",
-            m.Activate: f"{target} gets the history that all will go on from.",
-            m.Activated: f"{source} has that history on disk.",
-        }[type(what)]
+        if isinstance(what, m.MapShare):
+            epoch = what.maps[-1].epoch
+            before = self.cluster.monitors[0].maps[epoch - 2]
+            first = target == "client.0" or before.is_up(int(dead.split(".")[1]))
+            text = words.news(target, epoch, dead, self._members()[0], first=first)
+        else:
+            text = words.talk(type(what), source, target, dead)
         self._step(target, "talk", text)
         del self.wires[key]
-
-    def _news(self, target: Node, what: Any) -> str:
-        """What the reader should know of a map."""
-        if not isinstance(what, m.MapShare):
-            return ""
-        newest, (dead, *_) = what.maps[-1], self.dead
-        before = self.cluster.monitors[0].maps[newest.epoch - 2]
-        if target == "client.0" or before.is_up(int(dead.split(".")[1])):
-            return f"{target} gets a new map, epoch {newest.epoch}: {dead} is down."
-        leads = self._members()[0]
-        return (
-            f"{target} gets epoch {newest.epoch}: the monitors have noted that {leads} is alive "
-            "(`up_thru`). Without that it may not go on."
-        )
 
     def _look(self) -> None:
         """Note it when the PG has become active, or has stopped waiting."""
@@ -268,14 +231,7 @@ class _Flow:
         if not (self.dead and leader and now != before and now.startswith("active")):
             return
         self.acks = [each for each in self._members() if self.disk[each] == "B"]
-        text = (
-            f"The PG is {now.replace('+', ', ')}: requests go on with {len(leader.acting)} members."
-        )
-        if "wait" in now:
-            text = (
-                "The PG is active and waits: whoever does not know yet that he is out "
-                "may read until his lease ends."
-            )
+        text = words.active(now, len(leader.acting))
         self._step(f"osd.{leader.osd.id}", "state", text)
 
     # -- a step --------------------------------------------------------------------------------
