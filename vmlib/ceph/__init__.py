@@ -29,6 +29,7 @@ from vmlib.ceph.osdmap import Osd, OSDMap
 from vmlib.ceph.placement import Placement
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
+from vmlib.ceph.rbd_problems import RbdProblem, rbd_problem
 from vmlib.ceph.straw_problems import StrawProblem, straw_problem
 from vmlib.ceph.studies import (
     Movement,
@@ -58,6 +59,7 @@ __all__ = [
     "Placement",
     "Pool",
     "RbdObjects",
+    "RbdProblem",
     "Rule",
     "Step",
     "StrawProblem",
@@ -76,6 +78,7 @@ __all__ = [
     "pieces",
     "rados",
     "rbd_objects",
+    "rbd_problem",
     "removed",
     "reweighted",
     "stable_mod",
