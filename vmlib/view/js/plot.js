@@ -37,7 +37,8 @@
     const data = JSON.parse(script.textContent);
     figure.dataset.vmReady = "yes";
     const frames = data.frames && data.frames.length ? { frames: data.frames } : {};
-    window.Plotly.newPlot(place, { data: data.data, layout: theme(data.layout || {}), config: settings, ...frames });
+    window.Plotly.newPlot(place, { data: data.data, layout: theme(data.layout || {}), config: settings, ...frames })
+      .then(() => window.Plotly.Plots.resize(place));  // an empty place has no width to go by
     drawn.add({ place, data });
   }
 
