@@ -23,6 +23,7 @@ from crush_maps import (
 
 from vmlib.ceph import CrushMap, crush_hash, crush_ln, hash_many
 from vmlib.ceph import ln as tables
+from vmlib.ceph.fast import suits
 
 COVERS = [
     f"vmlib/ceph/{name}.py"
@@ -53,14 +54,19 @@ def combinations(turn):
             yield alg, profile, weight_set, classes, (i + j) % 3 == 0
 
 
-def compare(seed, combination, folder, xs, read):
-    """Yield (ours, the tool's) for every rule of one random map."""
+def both(seed, combination, folder, read):
+    """Return the tool's map, ours, and the out-weights for each."""
     alg, profile, weight_set, classes, equal = combination
     text = map_text(seed, alg, profile, weight_set, classes, equal)
     real = Compiled(text, folder)
     crush = read(real, text)
     weights = out_weights(seed, crush.max_devices)
-    mine = tool_weights(crush, weights)
+    return real, crush, weights, tool_weights(crush, weights)
+
+
+def compare(seed, combination, folder, xs, read):
+    """Yield (ours, the tool's) for every rule of one random map."""
+    real, crush, weights, mine = both(seed, combination, folder, read)
     n = 1 + seed % 6
     for (rule, x), theirs in real.mappings(None, n, xs, weights).items():
         yield crush.map(rule, x, n, mine, "auto"), theirs, f"seed {seed} rule {rule} x {x}"
@@ -98,23 +104,42 @@ def test_maps_from_text_place_as_crushtool(check, tmp_path):
                 done.case(*case)
 
 
+def compare_arrays(seed, combination, folder, xs, read):
+    """Hold the numpy path against the tool, for the rules that it takes; return how many."""
+    real, crush, weights, mine = both(seed, combination, folder, read)
+    n, count = 1 + seed % 6, 0
+    for rule in crush.rules:
+        if suits(crush, crush.rule(rule)):
+            ours = crush.map_many(rule, xs, n, mine, "auto")
+            for (_, x), theirs in real.mappings(rule, n, xs, weights).items():
+                row = ours[x - xs[0]].tolist()
+                assert row == theirs + [-1] * (n - len(theirs)), f"seed {seed} rule {rule} x {x}"
+            count += len(xs)
+    return count
+
+
 @pytest.mark.soak
 @pytest.mark.needs("crushtool")
 def test_half_a_million_mappings(tmp_path, log_soak):
+    """Eight turns have every weight-set in both forms; numpy, where it is used, does the most."""
     base = int(os.environ.get("VMLIB_SEED", time.time()))
-    count, seed, turn = 0, base, 0
+    plain = fast = turn = 0
+    seed = base
     read = (
         lambda real, text: CrushMap.from_json(real.json()),
         lambda real, text: CrushMap.from_text(text),
     )
-    while count < 500_000:
-        turn += 1
+    while turn < 8 or plain + fast < 500_000:
         for one in combinations(turn):
             seed += 1
-            for ours, theirs, what in compare(seed, one, tmp_path, range(40), read[turn // 4 % 2]):
+            how = read[turn // 4 % 2]
+            for ours, theirs, what in compare(seed, one, tmp_path, range(40), how):
                 assert ours == theirs, what
-                count += 1
-    log_soak("CRUSH mappings against crushtool", base, count)
+                plain += 1
+            fast += compare_arrays(seed, one, tmp_path, range(1000, 3000), how)
+        turn += 1
+    log_soak("CRUSH mappings against crushtool, on the reference", base, plain)
+    log_soak("CRUSH mappings against crushtool, on numpy", base, fast)
 
 
 def test_the_table_of_logarithms_is_the_formula_but_for_its_errata():

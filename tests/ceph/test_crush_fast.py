@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from crush_maps import PROFILES, WEIGHT_SETS, map_text, seed_of_the_day
 
-from vmlib.ceph import CrushMap
+from vmlib.ceph import CrushMap, hash_many
 from vmlib.ceph import draws as draws_module
 from vmlib.ceph.fast import suits
 from vmlib.ceph.ln import negative_ln
@@ -69,6 +69,19 @@ def test_division_in_doubles_is_exact():
     ln = negative_ln()
     for weight in [*rng.integers(1, 1 << 32, 40).tolist(), 1, 2, 3, 65535, 65536, (1 << 32) - 1]:
         assert (np.floor(ln / np.float64(weight)).astype(np.int64) == ln // weight).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 300.0, 4000.0])
+def test_near_draws_are_divided_exactly(weight):
+    """Heavy items make small quotients, of which many are equal when they are rounded down."""
+    crush = CrushMap.build(hosts=1, osds=14, weight=[weight, weight + 0.5] * 7)
+    drawer = draws_module.Drawer(crush, {})
+    group = drawer.groups[14]
+    assert group.tables is None
+    x = np.arange(200_000, dtype=np.uint32)
+    u = (hash_many(x[None, :], np.arange(14)[:, None], 3) & 0xFFFF).astype(np.int64)
+    ours = drawer.winner(group, 0, 0, x, np.full(len(x), 3, np.uint32))
+    assert (ours == drawer.exact_winner(group, 0, u)).all()
 
 
 def test_flat_and_uneven_maps():

@@ -5,11 +5,12 @@ one size are kept together, so that inputs that stand before different buckets o
 share a table. Blocks are as large as fits the second-level cache.
 
 The draw is (2^48 - ln) / weight, rounded down, and the smallest wins: the sign is turned round
-from Ceph's, whose division rounds toward zero, so the results are the same. In double precision
-it is exact: the quotient of a number up to 2^48 by one up to 2^32 never rounds across a whole
-number. The rounding down must stay, for equal quotients are decided by the items' order. An item's
-place in its bucket is put below the quotient, so that one minimum finds both the least and,
-among equals, the first.
+from Ceph's, whose division rounds toward zero, so the results are the same. It is made roughly
+first, in single precision and with 1 / weight, and an item's place in its bucket is written into
+the lowest bits of the quotient, so that one minimum finds both. Where another item comes so near
+that the roughness or the rounding down might decide, which is rare, the column is divided again in
+double precision. There it is exact: the quotient of a number up to 2^48 by one up to 2^32 never
+rounds across a whole number. The rounding down must stay: equals are decided by the items' order.
 
 Where all items of a bucket weigh the same, division does not change who wins but for ties. Then
 one table for each weight gives the rank of every hash, and no division is left.
@@ -33,7 +34,7 @@ Ints = NDArray[np.int64]
 
 MISSING = NONE - 2
 LOW_HALF = np.uint32(0xFFFF)
-CELLS = 3 << 13
+CELLS = 3 << 14
 """Draws in a block."""
 
 MOST_TABLES = 16

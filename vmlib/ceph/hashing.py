@@ -81,15 +81,22 @@ class Hasher:
 
     def __init__(self) -> None:
         self._kept = np.empty((9, 0), np.uint32)
+        self._tables: list[NDArray[np.uint32]] = []
 
-    def __call__(self, *words: Any) -> NDArray[np.uint32]:
-        """Return the hash of words that broadcast to one shape. The next call overwrites it."""
-        shape = np.broadcast_shapes(*(np.shape(word) for word in words))
+    def _make_tables(self, shape: tuple[int, ...]) -> None:
+        """Lay out the buffers in a shape; often it is that of the call before."""
+        if self._tables and self._tables[0].shape == shape:
+            return
         count = math.prod(shape)
         if self._kept.shape[1] < count:
             self._kept = np.empty((9, count), np.uint32)
-        kept = [row[:count].reshape(shape) for row in self._kept]
-        value, spare = kept[7], kept[8]
+        self._tables = [row[:count].reshape(shape) for row in self._kept]
+
+    def __call__(self, *words: Any) -> NDArray[np.uint32]:
+        """Return the hash of words that broadcast to one shape. The next call overwrites it."""
+        self._make_tables(np.broadcast(*words).shape)
+        kept = dict(zip("abcdexy", self._tables, strict=False))
+        value, spare = self._tables[7:]
         slots: dict[str, Any] = dict(zip("abcde", words, strict=False))
         slots |= {"x": np.uint32(FILL_X), "y": np.uint32(FILL_Y)}
         slots.setdefault("b", slots["a"])
@@ -101,7 +108,7 @@ class Hasher:
         np.bitwise_xor(reduce(np.bitwise_xor, narrow, np.uint32(0)), widest, out=value)
         for pair in ROUNDS[len(words)]:
             left, right = pair[0], pair[1]
-            a, b = kept["abcdexy".index(left)], kept["abcdexy".index(right)]
+            a, b = kept[left], kept[right]
             _mix_in_place(slots[left], slots[right], a, b, value, spare)
             slots[left], slots[right] = a, b
         return value
