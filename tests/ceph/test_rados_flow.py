@@ -69,6 +69,9 @@ def test_three_copies_cost_what_three_copies_cost(traces):
         "MiB to disks": 12,
     }
     assert [s.event for s in traces["three"].steps].count("on disk") == 3
+    opening = traces["three"].steps[6]  # where the chapter's figure opens
+    assert set(holds(opening, "memory").values()) == {"B"}
+    assert set(holds(opening, "disk").values()) == {"A"}
 
 
 def test_six_chunks_cost_half_of_that_and_twice_the_messages(traces):

@@ -168,6 +168,8 @@ class _Flow:
         match what:
             case m.ClientOp():
                 done = here and self.disk[target] == "B"
+                if here:
+                    self.memory[target] = "B"
                 return words.write(event, target, again=bool(self.dead), done=done)
             case m.RepOp():
                 if here:
