@@ -52,7 +52,8 @@ def source(page):
 def figures(page, kind):
     """Return the data of every figure of a kind on a page, from the HTML itself."""
     text = (HTML / f"{page}.html").read_text()
-    tag = r'<(?:figure|section)[^>]* ?class="[^"]*\b' + kind + r'\b[^"]*"[^>]*>\s*<script[^>]*>'
+    tag = r'<(?:figure|section)[^>]* ?class="[^"]*\b' + kind + r'\b[^"]*"[^>]*>\s*'
+    tag += r"(?:<figcaption>[^<]*</figcaption>)?<script[^>]*>"
     return [json.loads(data) for data in re.findall(tag + r"(.*?)</script>", text, re.S)]
 
 
