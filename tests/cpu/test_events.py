@@ -497,6 +497,19 @@ def test_a_stack_that_is_not_canonical_is_ss(where):
     assert guest.fault(0x80, None, "software") == (SS, 0)
 
 
+def test_with_five_levels_57_bits_are_canonical():
+    """3.3.7.1: a stack in the TSS that four levels would not let pass."""
+    guest = Guest(64, ring=3, gates={0x80: HANDLER})
+    top, pml5 = 1 << 48 | STACK, 0xA000
+    guest.ram.write_u64(TSS + 4, top)
+    assert guest.fault(0x80, None, "software") == (SS, 0)
+    guest.ram.write_u64(pml5, TABLES | 7)
+    guest.ram.write_u64(pml5 + 8, TABLES | 7)
+    guest.cpu.cr3, guest.cpu.cr4 = pml5, guest.cpu.cr4 | 1 << 12
+    guest.deliver(0x80, None, "software")
+    assert guest.cpu.rsp == top - 40
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 

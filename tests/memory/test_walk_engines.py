@@ -95,8 +95,6 @@ def one_access(rng, mmu, twin, engine, levels, indices):
     """Execute one access; return what it was, ours and the guest's, or why it was not asked."""
     how, gva = random_how(rng, levels), random_address(rng, levels, indices)
     access = rng.choice(["read", "write", "fetch"])
-    if engine == "unicorn" and levels == 5:
-        how["cpl"] = 0  # our delivery knows no stack above bit 47
     try:
         found = walk(twin, gva, **how, access=access, maxphyaddr=TOP)
     except TableOutsideRam:

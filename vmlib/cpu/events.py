@@ -18,6 +18,7 @@ from vmlib.cpu.exits import Shutdown
 from vmlib.cpu.linear import Fault, Memory, OutsideRam
 from vmlib.cpu.state import CR0_PE, EFER_LMA, Registers, Segment, SystemRegisters, Table
 from vmlib.errors import Unsupported
+from vmlib.memory.paging import CR4_LA57
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF = range(9)
 TS, NP, SS, GP, PF = range(10, 15)
@@ -282,7 +283,8 @@ def _tss_u64(cpu: EventCpu, memory: Memory, event: Event, offset: int) -> int:
     if offset + 7 > cpu.tr.limit:
         raise Fault(TS, cpu.tr.selector & 0xFFFC | _ext(event), "the TSS is too short")
     value = int.from_bytes(memory.read(cpu.tr.base + offset, 8), "little")
-    if value >> 47 not in (0, (1 << 17) - 1):
+    sign = 56 if cpu.cr4 & CR4_LA57 else 47
+    if value >> sign not in (0, (1 << 64 - sign) - 1):
         raise Fault(SS, _ext(event), f"the stack pointer {value:#x} in the TSS is not canonical")
     return value
 
