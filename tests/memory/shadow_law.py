@@ -185,14 +185,17 @@ class Law:
                 got = self.pager.store(gva, value, cpl=cpl)
         except TableOutsideRam:
             raise AssertionError(f"{gva:#x}: the composed walk finds all tables") from None
-        if value is not None and got.hpa is not None:
-            self._remember(before, got.gpa)
+        stored = value is not None and got.hpa is not None
+        if stored:
+            found = allowed[0][1].read_u64(got.gpa & -8)  # A and D of the store's own walk included
             for _, memory in (*allowed, *old):
                 memory.write_u64(got.gpa, value)
         self.now += 1
         after = self._last = Snapshot(self.guest)
         told = (got.gpa, got.hpa, got.fault and (got.fault.vector, got.fault.error_code))
         is_now = (told, after) == allowed[0]
+        if stored:
+            self._remember(got.gpa & -8, found if is_now else before.read_u64(got.gpa & -8))
         if not is_now and got.trap is None and self.pager.strategy.out_of_sync:
             assert (told, after) in old, self._say(gva, kind, told, allowed[0][0])
             self.stale += 1
@@ -231,8 +234,9 @@ class Law:
         found = walk(memory, gva, **kind)
         return found.mode, found.entries
 
-    def _remember(self, before, gpa):
-        self.was.setdefault(gpa & -8, []).append((self.now, before.read_u64(gpa & -8)))
+    def _remember(self, at, value):
+        """Keep what a store has found at `at`, in case it was an entry."""
+        self.was.setdefault(at, []).append((self.now, value))
 
     def _say(self, gva, kind, told, wanted):
         show = lambda x: [hex(y) if isinstance(y, int) else y for y in x]  # noqa: E731

@@ -221,6 +221,21 @@ def test_the_law_holds():
     assert Guests.stale > before, "no guest ever saw what the architecture lets it see"
 
 
+def test_a_store_may_go_by_the_entry_that_it_takes_away():
+    """The store that withdraws a right sets A and D first, by the translation it goes through."""
+    law = Law(OUT_OF_SYNC, PAGE, ROOTS[0])
+    gva = WINDOW | 10 << 12 | 8  # the page in which the window's entries are
+    law.access(gva)
+    at, entry = law.entry_of(gva)
+    law.write_entry(at, entry ^ RW)
+    law.access(gva, "write", 3)
+    assert law.stale == 1
+    law.invlpg(gva)
+    law.access(gva, "write", 3)
+    assert law.stale == 1
+    law.close()
+
+
 @pytest.mark.soak
 def test_the_law_holds_for_long(log_soak):
     for _ in range(SOAK // BATCH):
