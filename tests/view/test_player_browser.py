@@ -186,8 +186,8 @@ def test_checks_are_kept_for_the_badges(open_page: Any) -> None:
 
 
 def test_unknown_kinds_are_refused_by_name_and_stay_readable(open_page: Any) -> None:
-    page = open_page(player_html(make_trace(kind="flow"), name="p"))
-    assert "flow" in page.inner_text("#p .vm-refused")
+    page = open_page(player_html(make_trace(kind="ring"), name="p"))
+    assert "ring" in page.inner_text("#p .vm-refused")
     assert "This is what step 0 says." in page.inner_text("#p")
 
 
