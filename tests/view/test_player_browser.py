@@ -325,7 +325,9 @@ def test_page_and_player_name_the_same_source(open_page: Any) -> None:
 
 
 PLOTLY = """window.calls = []; window.Plotly = {
-  newPlot(place, figure) { place.textContent = "drawn"; calls.push(figure.layout); },
+  newPlot(place, figure) {
+    place.textContent = "drawn"; calls.push(figure.layout); return Promise.resolve(); },
+  Plots: { resize() {} },
   react(place, data, layout) { calls.push(layout); } };"""
 
 
