@@ -18,6 +18,7 @@ _EMULATOR = [
 EMULATOR_FILES = [
     *(f"vmlib/cpu/unicorn/{name}.py" for name in _EMULATOR),
     "vmlib/cpu/events.py",
+    "vmlib/cpu/gates.py",
     "vmlib/cpu/linear.py",
     "vmlib/cpu/fast_calls.py",
     *_SHARED,

@@ -22,11 +22,11 @@ from crush_maps import (
 )
 
 from vmlib.ceph import CrushMap, crush_hash, crush_ln, hash_many
-from vmlib.ceph import ln as tables
-from vmlib.ceph.fast import suits
+from vmlib.ceph.crush import ln as tables
+from vmlib.ceph.crush.fast import suits
 
 COVERS = [
-    f"vmlib/ceph/{name}.py"
+    f"vmlib/ceph/crush/{name}.py"
     for name in (
         "hashing",
         "ln",
@@ -40,7 +40,7 @@ COVERS = [
         "read_json",
     )
 ]
-TEXT_COVERS = [*COVERS, "vmlib/ceph/read_text.py", "vmlib/ceph/shadows.py"]
+TEXT_COVERS = [*COVERS, "vmlib/ceph/crush/read_text.py", "vmlib/ceph/crush/shadows.py"]
 
 
 def combinations(turn):
@@ -170,7 +170,7 @@ def test_the_tables_of_logarithms_stand_in_the_real_library(check):
         what="the two tables of logarithms, byte for byte",
         tool="libceph-common (Ceph)",
         tool_version=version(),
-        covers=["vmlib/ceph/ln.py"],
+        covers=["vmlib/ceph/crush/ln.py"],
     ) as done:
         coarse = [
             n for pair in zip(tables.COARSE_INVERSE, tables.COARSE, strict=True) for n in pair

@@ -6,7 +6,7 @@ import pytest
 from crush_maps import Compiled, crushtool, map_text, version
 
 from vmlib.ceph import CrushMap
-from vmlib.ceph.change import below, find, removed, reweighted
+from vmlib.ceph.crush.change import below, find, removed, reweighted
 from vmlib.errors import BadInput
 
 
@@ -29,7 +29,11 @@ def test_weights_and_removals_as_crushtool_makes_them(check, tmp_path):
         "and a host is removed with all its devices",
         tool="crushtool --reweight-item, --remove-item (Ceph)",
         tool_version=version(),
-        covers=["vmlib/ceph/change.py", "vmlib/ceph/crush_map.py", "vmlib/ceph/read_json.py"],
+        covers=[
+            "vmlib/ceph/crush/change.py",
+            "vmlib/ceph/crush/crush_map.py",
+            "vmlib/ceph/crush/read_json.py",
+        ],
     ) as done:
         for seed in range(6):
             real = Compiled(map_text(seed), tmp_path)

@@ -16,13 +16,13 @@ from crush_maps import (
 )
 
 from vmlib.ceph import CrushMap, crush_ln, histogram
-from vmlib.ceph.explain import REASONS, THEN
-from vmlib.ceph.hashing import crush_hash
-from vmlib.ceph.ln import TOP
+from vmlib.ceph.crush.explain import REASONS, THEN
+from vmlib.ceph.crush.hashing import crush_hash
+from vmlib.ceph.crush.ln import TOP
 from vmlib.trace import Trace
 
 COVERS = [
-    f"vmlib/ceph/{n}.py"
+    f"vmlib/ceph/crush/{n}.py"
     for n in ("explain", "watch", "mapper", "run", "firstn", "indep", "knobs", "buckets")
 ]
 

@@ -7,9 +7,9 @@ import pytest
 from crush_maps import PROFILES, WEIGHT_SETS, map_text, seed_of_the_day
 
 from vmlib.ceph import CrushMap, hash_many
-from vmlib.ceph import draws as draws_module
-from vmlib.ceph.fast import suits
-from vmlib.ceph.ln import negative_ln
+from vmlib.ceph.crush import draws as draws_module
+from vmlib.ceph.crush.fast import suits
+from vmlib.ceph.crush.ln import negative_ln
 from vmlib.errors import BadInput
 
 MODERN = [name for name in PROFILES if name not in ("legacy", "odd", "local")]

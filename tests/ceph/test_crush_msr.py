@@ -37,9 +37,9 @@ def test_msr_rules_place_as_recorded(check):
         tool="crushtool (Ceph)",
         tool_version=f"{VECTORS['version']}, recorded {VECTORS['recorded']}",
         covers=[
-            "vmlib/ceph/msr.py",
-            "vmlib/ceph/run.py",
-            "vmlib/ceph/buckets.py",
+            "vmlib/ceph/crush/msr.py",
+            "vmlib/ceph/crush/run.py",
+            "vmlib/ceph/crush/buckets.py",
             "tests/ceph/msr_vectors.json",
         ],
     ) as done:

@@ -7,7 +7,8 @@ from vmlib.ceph import CrushMap
 from vmlib.errors import BadInput, Unsupported
 
 COVERS = [
-    f"vmlib/ceph/{n}.py" for n in ("read_text", "shadows", "write_text", "build", "write_json")
+    f"vmlib/ceph/crush/{n}.py"
+    for n in ("read_text", "text_words", "shadows", "write_text", "build", "write_json")
 ]
 
 

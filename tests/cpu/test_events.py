@@ -41,9 +41,8 @@ from vmlib.cpu.events import (
     VM,
     Event,
     EventCpu,
-    deliver,
-    raise_event,
 )
+from vmlib.cpu.gates import deliver, raise_event
 from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.state import Segment, SystemRegisters, Table
 from vmlib.errors import Unsupported

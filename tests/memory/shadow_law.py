@@ -38,7 +38,7 @@ from vmlib.memory.paging import (
     D,
     P,
 )
-from vmlib.memory.shadow_tables import SlotMemory
+from vmlib.memory.shadow.tables import SlotMemory
 from vmlib.memory.walk import references
 
 CR0, CR4, EFER = CR0_PG | 0x10011, CR4_PAE, EFER_LMA | EFER_NXE

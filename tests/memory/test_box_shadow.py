@@ -20,12 +20,11 @@ GUESTS = {name: WARM + script for name, script in SCRIPTS.items()}
 NAMES = list(GUESTS)
 MAXPHYADDR = 48  # the box's processor; the scripts that set a reserved bit set bit 51
 FAULTS = ("filled", "dirty", "emulated", "unsync", "injected", "mmio")
-PAGERS = [f"vmlib/memory/shadow{part}.py" for part in ("", "_entry", "_pages", "_strategy")]
-PAGERS += [
-    f"vmlib/memory/{name}.py"
-    for name in ("shadow_tables", "nested_pager", "nested", "second_stage")
+PAGERS = [
+    f"vmlib/memory/shadow/{name}.py"
+    for name in ("pager", "entry", "pages", "strategy", "tables", "nested_pager")
 ]
-PAGERS += ["vmlib/memory/walk.py", "vmlib/memory/paging.py"]
+PAGERS += [f"vmlib/memory/{name}.py" for name in ("nested", "second_stage", "walk", "paging")]
 PAGERS += ["tests/memory/shadow_guest.py", "tests/memory/shadow_scripts.py"]
 
 # What Linux adds to the strategy, by script: page faults and pages zapped, without it and with it.

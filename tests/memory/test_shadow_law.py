@@ -17,8 +17,8 @@ from shadow_law import CR0, LARGE, PAGE, ROOTS, SLOTS, WINDOW, Law, entry_of
 
 from vmlib.memory import KVM, OUT_OF_SYNC, WRITE_PROTECT, ShadowPager
 from vmlib.memory.paging import CR0_WP, NX, RW, US, A, D
-from vmlib.memory.shadow_pages import ShadowPages
-from vmlib.memory.shadow_tables import ShadowTables
+from vmlib.memory.shadow.pages import ShadowPages
+from vmlib.memory.shadow.tables import ShadowTables
 
 SLICE, SOAK, BATCH = 500, 100_000, 1_000
 STEPS = 15

@@ -290,8 +290,7 @@ def test_the_rules_are_kept_as_a_record(check):
         tool="Intel SDM vol. 3A, 4.10, and vol. 3C, 29.4; AMD APM vol. 2, 15.16",
         tool_version="the editions of 2023",
         covers=[
-            f"vmlib/memory/{name}.py"
-            for name in ("cached_mmu", "cached_nested", "cached_walk", "svm_mmu", "tlb")
+            f"vmlib/memory/caches/{name}.py" for name in ("mmu", "nested", "walk", "svm_mmu", "tlb")
         ],
         kind="specification",
     ) as done:

@@ -20,12 +20,12 @@ from vmlib.memory import (
     CachedMmu,
     TlbArray,
     TlbShape,
-    cached_mmu,
-    cached_walk,
     walk,
     walk_nested,
 )
-from vmlib.memory.tlb import TranslationCache
+from vmlib.memory.caches import mmu as cached_mmu
+from vmlib.memory.caches import walk as cached_walk
+from vmlib.memory.caches.tlb import TranslationCache
 
 SMALL = TlbShape((TlbArray((4096, 2 << 20, 4 << 20, 1 << 30), 4, 4),), {2: 4, 3: 2, 4: 2, 5: 2})
 PAGES = [page + 0x1000 * n for page in (X, Y, Z) for n in range(3)]

@@ -6,7 +6,7 @@ import pytest
 
 from vmlib.errors import BadInput
 from vmlib.memory import tlb_problem
-from vmlib.memory.tlb_problems import WORDS
+from vmlib.memory.caches.problems import WORDS
 
 
 def by_hand(problem):

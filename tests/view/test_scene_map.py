@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from vmlib.ceph import CrushMap
-from vmlib.ceph.browser import for_browser
-from vmlib.ceph.change import reweighted
+from vmlib.ceph.crush.browser import for_browser
+from vmlib.ceph.crush.change import reweighted
 from vmlib.trace import Trace
 from vmlib.view import player_html
 

@@ -1,15 +1,15 @@
 """The Ceph room: where data goes, computed by everybody and stored by nobody.
 
 `CrushMap` holds a cluster's CRUSH map, maps inputs to devices exactly as Ceph does, and explains
-every draw. `OSDMap` goes from an object's name to the OSDs that serve it, `rbd_objects` from a byte
-of an image to objects. `rados` is a cluster in motion; it needs SimPy and is loaded by
-``from vmlib.ceph import rados``.
+every draw (package `crush`). `OSDMap` goes from an object's name to the OSDs that serve it,
+`rbd_objects` from a byte of an image to objects. `rados` is a cluster in motion; it needs SimPy and
+is loaded by ``from vmlib.ceph import rados``.
 """
 
-from vmlib.ceph.browser import for_browser
-from vmlib.ceph.change import removed, reweighted
-from vmlib.ceph.compare import Comparison
-from vmlib.ceph.crush_map import (
+from vmlib.ceph.crush.browser import for_browser
+from vmlib.ceph.crush.change import removed, reweighted
+from vmlib.ceph.crush.compare import Comparison
+from vmlib.ceph.crush.crush_map import (
     NONE,
     PROFILES,
     Bucket,
@@ -20,18 +20,11 @@ from vmlib.ceph.crush_map import (
     Step,
     Tunables,
 )
-from vmlib.ceph.explain import histogram
-from vmlib.ceph.hashing import crush_hash, hash_many
-from vmlib.ceph.ln import crush_ln
-from vmlib.ceph.movement import Move, moves
-from vmlib.ceph.object_hash import object_hash, stable_mod
-from vmlib.ceph.osdmap import Osd, OSDMap
-from vmlib.ceph.placement import Placement
-from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
-from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
-from vmlib.ceph.rbd_problems import RbdProblem, rbd_problem
-from vmlib.ceph.straw_problems import StrawProblem, straw_problem
-from vmlib.ceph.studies import (
+from vmlib.ceph.crush.explain import histogram
+from vmlib.ceph.crush.hashing import crush_hash, hash_many
+from vmlib.ceph.crush.ln import crush_ln
+from vmlib.ceph.crush.straw_problems import StrawProblem, straw_problem
+from vmlib.ceph.crush.studies import (
     Movement,
     Utilisation,
     device_counts,
@@ -40,6 +33,13 @@ from vmlib.ceph.studies import (
     pieces,
     utilisation,
 )
+from vmlib.ceph.movement import Move, moves
+from vmlib.ceph.object_hash import object_hash, stable_mod
+from vmlib.ceph.osdmap import Osd, OSDMap
+from vmlib.ceph.placement import Placement
+from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
+from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
+from vmlib.ceph.rbd_problems import RbdProblem, rbd_problem
 
 __all__ = [
     "ERASURE",

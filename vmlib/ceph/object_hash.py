@@ -12,7 +12,7 @@ Left out: `object_hash` 1 (the old Linux dcache hash) and locator keys, which ha
 in the name's stead.
 """
 
-from vmlib.ceph.hashing import MASK, mix
+from vmlib.ceph.crush.hashing import MASK, mix
 
 GOLDEN = 0x9E3779B9
 SEPARATOR = b"\x1f"

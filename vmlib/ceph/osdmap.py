@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vmlib.ceph.crush_map import ONE, RULE_TYPES, CrushMap, Rule
+from vmlib.ceph.crush.crush_map import ONE, RULE_TYPES, CrushMap, Rule
 from vmlib.ceph.object_hash import object_hash
 from vmlib.ceph.placement import PgId, Placement, first_of, keep, prefer
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
@@ -56,7 +56,7 @@ class OSDMap:
     @classmethod
     def load(cls, path: str | Path, *, crush: CrushMap) -> Self:
         """Read what `ceph osd dump -f json` (or `osdmaptool --dump json`) wrote to a file."""
-        from vmlib.ceph.read_json import parse
+        from vmlib.ceph.crush.read_json import parse
 
         return cls.from_json(parse(Path(path).read_text(encoding="utf-8")), crush=crush)
 

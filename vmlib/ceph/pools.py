@@ -10,7 +10,7 @@ Left out: quotas, snapshots, cache-tier settings, everything that does not place
 
 from dataclasses import dataclass
 
-from vmlib.ceph.hashing import MASK, crush_hash
+from vmlib.ceph.crush.hashing import MASK, crush_hash
 from vmlib.ceph.object_hash import stable_mod
 
 REPLICATED, ERASURE = 1, 3

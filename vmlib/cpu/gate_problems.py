@@ -1,6 +1,6 @@
 """Seeded problems about gates: sixteen bytes, and what the processor makes of them.
 
-The answer is computed by delivering the event on a real guest (`events.deliver` on the tables of
+The answer is computed by delivering the event on a real guest (`gates.deliver` on the tables of
 the guest `fall`), never looked up.
 """
 
@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmlib.cpu import events
+from vmlib.cpu import events, gates
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.falls import RAM, fall_guest, kernel_address, start_fall
 from vmlib.cpu.linear import Fault, LinearMemory
@@ -65,7 +65,7 @@ class GateProblem:
             cpu = events.EventCpu.of(vcpu.registers(), vcpu.system())
             event = events.Event(_VECTOR, None, "software" if self.software else "external")
             try:
-                events.deliver(cpu, LinearMemory(vm.ram, cpu), event)
+                gates.deliver(cpu, LinearMemory(vm.ram, cpu), event)
             except Fault as fault:
                 return events.NAMES[fault.vector], fault.error_code
         return "none", None

@@ -1,6 +1,6 @@
 """Inside a fall: what the processor reads and writes between an instruction and its handler.
 
-`record_delivery` runs `events.raise_event`, the same code that the emulator's vCPU runs, on memory
+`record_delivery` runs `gates.raise_event`, the same code that the emulator's vCPU runs, on memory
 that notes each access; the accesses are the steps. The memory they touch stands where a lanes
 trace has the guest's code: the gate, the handler's segment, the stack in the TSS, the frame.
 One fault from ring 3 in long mode, delivered at the first attempt (Intel SDM vol. 3A, 7.14).
@@ -8,7 +8,7 @@ One fault from ring 3 in long mode, delivered at the first attempt (Intel SDM vo
 
 import struct
 
-from vmlib.cpu import events
+from vmlib.cpu import events, gates
 from vmlib.cpu.engine import Vcpu
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.fall_trace import GUEST, USER
@@ -46,7 +46,7 @@ def record_delivery(name: str = "page", engine: str = "unicorn") -> Trace:
         memory = _Witness(vm.ram, cpu)
         scribe = _Scribe(cpu, guest, event)
         scribe.before(fall.cause)
-        failed = events.raise_event(cpu, memory, event)
+        failed = gates.raise_event(cpu, memory, event)
         assert failed is None, failed
         scribe.accesses(memory)
         scribe.entered(cpu)

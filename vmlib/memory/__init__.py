@@ -1,7 +1,17 @@
-"""The memory room: guest RAM, and the walk from a guest's address to it."""
+"""The memory room: guest RAM, and the walk from a guest's address to it.
 
-from vmlib.memory.cached_mmu import CachedMmu, TlbCounters
-from vmlib.memory.cached_walk import CachedWalk, Shortcut
+`ram.py` and `sparse.py` hold memory, `slots.py` says where it is. `paging.py` is the format of
+tables, `tables.py` builds them, `walk.py` walks, `many.py` by the array; `second_stage.py`,
+`nested.py` and `nested_many.py` (quick where `usual.py` fits) do both stages. `four*.py` follow one
+address through four spaces, `walk_*.py` record and explain walks, `latency.py` measures what a miss
+costs. `shadow` and `caches` have packages of their own.
+"""
+
+from vmlib.memory.caches.mmu import CachedMmu, TlbCounters
+from vmlib.memory.caches.problems import TlbProblem, tlb_problem
+from vmlib.memory.caches.svm_mmu import SvmMmu
+from vmlib.memory.caches.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
+from vmlib.memory.caches.walk import CachedWalk, Shortcut
 from vmlib.memory.four import (
     FourAddresses,
     HostAddress,
@@ -24,7 +34,6 @@ from vmlib.memory.latency import LatencyCurve, LatencyPoint, latency_curve
 from vmlib.memory.many import OUTSIDE_RAM, WalkMany, WordMemory, walk_many
 from vmlib.memory.nested import NestedStep, NestedWalk, walk_nested
 from vmlib.memory.nested_many import NestedMany, walk_nested_many
-from vmlib.memory.nested_pager import NestedPager
 from vmlib.memory.paging import (
     Access,
     AccessRules,
@@ -43,10 +52,11 @@ from vmlib.memory.second_stage import (
     Translation,
     translate_gpa,
 )
-from vmlib.memory.shadow import ShadowPager
-from vmlib.memory.shadow_guest import NESTED, ShadowGuest
-from vmlib.memory.shadow_problems import ShadowProblem, shadow_problem
-from vmlib.memory.shadow_strategy import (
+from vmlib.memory.shadow.guest import NESTED, ShadowGuest
+from vmlib.memory.shadow.nested_pager import NestedPager
+from vmlib.memory.shadow.pager import ShadowPager
+from vmlib.memory.shadow.problems import ShadowProblem, shadow_problem
+from vmlib.memory.shadow.strategy import (
     KVM,
     OUT_OF_SYNC,
     TRAPS,
@@ -54,13 +64,10 @@ from vmlib.memory.shadow_strategy import (
     ShadowAccess,
     Strategy,
 )
-from vmlib.memory.shadow_trace import batch, record_shadow
+from vmlib.memory.shadow.trace import batch, record_shadow
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.sparse import SparseMemory
-from vmlib.memory.svm_mmu import SvmMmu
 from vmlib.memory.tables import Map, Tables, build_tables
-from vmlib.memory.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
-from vmlib.memory.tlb_problems import TlbProblem, tlb_problem
 from vmlib.memory.walk import (
     Fault,
     TableMemory,

@@ -7,7 +7,7 @@ end. With n guest and m nested levels that is (n+1)(m+1)-1 references: 24 for 4 
 The walk itself is the one of `walk`, over a memory whose reads pass the second stage first.
 Intel SDM vol. 3C, 29.3.2; AMD APM vol. 2, 15.25.5.
 
-Left out: there are no caches (`tlb` has them). A and D of both stages are set together in the
+Left out: there are no caches (`caches` has them). A and D of both stages are set together in the
 end, when the access is allowed by both. A PAE guest's PDPTEs are read in the walk, as by AMD;
 Intel processors load them with CR3.
 """

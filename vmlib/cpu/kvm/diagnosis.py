@@ -3,7 +3,7 @@
 KVM_EXIT_SHUTDOWN says that a triple fault happened and no more. Left to look at are the registers,
 CR2, the last exception that KVM had in its hands, and the guest's tables. The double fault is the
 last link of every such chain, so its delivery is gone through once more, without touching anything
-(`events.deliver` on memory that forgets what is written): where that fails, the chain ended. KVM's
+(`gates.deliver` on memory that forgets what is written): where that fails, the chain ended. KVM's
 last exception may be an old one, and counts only if the guest could not have been given it.
 
 On AMD there is nothing to look at: the processor leaves the guest's state undefined and KVM resets
@@ -12,7 +12,7 @@ the vCPU (Linux `arch/x86/kvm/svm/svm.c`, `shutdown_interception`).
 
 from typing import cast
 
-from vmlib.cpu import events
+from vmlib.cpu import events, gates
 from vmlib.cpu.exits import Shutdown
 from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.state import Registers, SystemRegisters
@@ -64,7 +64,7 @@ def _fails(vector: int, registers: Registers, system: SystemRegisters, ram: Gues
     memory = LinearMemory(cast(GuestRam, _Untouched(ram)), cpu)
     try:
         code = 0 if vector in events.WITH_ERROR_CODE else None
-        events.deliver(cpu, memory, events.Event(vector, code))
+        gates.deliver(cpu, memory, events.Event(vector, code))
     except Fault as fault:
         return fault.gate
     except (OutsideRam, Unsupported) as error:

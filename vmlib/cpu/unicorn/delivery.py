@@ -9,7 +9,7 @@ import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from vmlib.cpu import events
+from vmlib.cpu import events, gates
 from vmlib.cpu.engine import BaseVcpu
 from vmlib.cpu.exits import EngineFailure, Exit, InterruptWindow
 from vmlib.cpu.fast_calls import syscall, sysenter
@@ -78,7 +78,7 @@ class Delivery(BaseVcpu):
     def _deliver(self, event: events.Event) -> Exit | None:
         cpu = state.read_event_cpu(self._emu)
         try:
-            failed = events.raise_event(cpu, LinearMemory(self._ram, cpu), event)
+            failed = gates.raise_event(cpu, LinearMemory(self._ram, cpu), event)
         except Unsupported as error:
             return EngineFailure(str(error))
         if failed is None:

@@ -12,8 +12,9 @@ import struct
 from dataclasses import replace
 from typing import cast
 
-from vmlib.cpu.events import WITH_ERROR_CODE, Event, EventCpu, raise_event
+from vmlib.cpu.events import WITH_ERROR_CODE, Event, EventCpu
 from vmlib.cpu.exits import Shutdown
+from vmlib.cpu.gates import raise_event
 from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.npt import NestedFault, NestedMemory
 from vmlib.cpu.scan import instruction_length

@@ -1,7 +1,7 @@
 // The model "crush": CRUSH as vmlib.ceph maps, for straw2 buckets and today's tunables.
 //
 // `run` explains one input on a changed map, draw by draw, and maps a thousand more on the old and
-// the new one to see what moves. Map, logarithm and words come with the page (vmlib/ceph/browser.py).
+// the new one to see what moves. Map, logarithm and words come with the page (vmlib/ceph/crush/browser.py).
 // That all of it equals the Python is held by tests/view/test_model_crush.py.
 (() => {
   "use strict";
@@ -347,7 +347,7 @@
     return inputsOf(map).map((x) => (lines.length ? [lines[hash1(x) % lines.length]] : []));
   }
 
-  // Both ways of counting are those of vmlib.ceph.compare; the order in a row is not regarded.
+  // Both ways of counting are those of vmlib.ceph.crush.compare; the order in a row is not regarded.
   function compare(before, after) {
     const moves = new Map(), counts = [new Map(), new Map()];
     const width = Math.max(...before.map((row) => row.length), ...after.map((row) => row.length));

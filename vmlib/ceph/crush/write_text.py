@@ -1,0 +1,134 @@
+"""A CRUSH map as text: what `crushtool -d` of Ceph 16.2 prints, written.
+
+The real compiler takes this text, and decompiles it to the same text again. Three decimals do
+not hold a 16.16 weight: `to_json` is the exact form. What the compiler of 16.2 does not take is
+`Unsupported` here: multi-step-retry rules, and weights of devices above 100.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmlib.ceph.crush.crush_map import ONE, PROFILES, RULE_TYPES, Bucket, Rule, Step, Tunables
+from vmlib.ceph.crush.validate import CHOICES, SETTERS
+from vmlib.errors import Unsupported
+
+if TYPE_CHECKING:
+    from vmlib.ceph.crush.crush_map import CrushMap
+
+DEVICE_LIMIT = 100 * ONE
+NOTE = "\t\t# do not change unnecessarily"
+ORDER_NOTES = {
+    "list": "\t# add new items at the end; do not change order unnecessarily",
+    "tree": "\t# do not change pos for existing items unnecessarily",
+    "uniform": "\t# do not change bucket size ({size}) unnecessarily",
+}
+
+
+def write_text(crush: "CrushMap") -> str:
+    """Return the whole text, as the decompiler lays it out."""
+    if any(rule.is_msr for rule in crush.rules.values()):
+        raise Unsupported("The compiler of Ceph 16.2 has no multi-step-retry rules.")
+    lines = ["# begin crush map"]
+    legacy = PROFILES["legacy"]
+    lines += [
+        f"tunable {name} {getattr(crush.tunables, name)}"
+        for name in Tunables.__dataclass_fields__
+        if not name.startswith("msr_") and getattr(crush.tunables, name) != getattr(legacy, name)
+    ]
+    lines += ["", "# devices"]
+    for device in sorted(crush.devices.values(), key=lambda d: d.id):
+        kind = f" class {device.device_class}" if device.device_class else ""
+        lines.append(f"device {device.id} {device.name}{kind}")
+    lines += ["", "# types"]
+    lines += [f"type {number} {name}" for number, name in sorted(crush.types.items())]
+    lines += ["", "# buckets"]
+    for bucket in _children_first(crush):
+        lines += _bucket(crush, bucket)
+    lines += ["", "# rules"]
+    for rule in sorted(crush.rules.values(), key=lambda r: r.id):
+        lines += _rule(crush, rule)
+    if crush.choose_args:
+        lines += ["", "# choose_args"]
+        for key in sorted(crush.choose_args):
+            lines += _weight_set(crush, key)
+    return "\n".join([*lines, "", "# end crush map", ""])
+
+
+def _children_first(crush: "CrushMap") -> Iterator[Bucket]:
+    """Yield the buckets, without shadows, each after what it holds, -1 first."""
+    done: set[int] = set()
+    for root in sorted(crush.buckets, reverse=True):
+        waiting = [root]
+        while waiting:
+            bucket = crush.buckets[waiting[-1]]
+            missing = [i for i in bucket.items if i < 0 and i not in done]
+            if missing:
+                waiting += reversed(missing)
+                continue
+            waiting.pop()
+            if bucket.id not in done:
+                done.add(bucket.id)
+                if "~" not in bucket.name:
+                    yield bucket
+
+
+def _weight(value: int) -> str:
+    return f"{value / ONE:.3f}"
+
+
+def _bucket(crush: "CrushMap", bucket: Bucket) -> list[str]:
+    lines = [f"{crush.types[bucket.type]} {bucket.name} {{", f"\tid {bucket.id}{NOTE}"]
+    classes = dict.fromkeys(d.device_class for d in crush.devices.values() if d.device_class)
+    by_name = {b.name: b.id for b in crush.buckets.values()}
+    for kind in classes:
+        if (shadow := by_name.get(f"{bucket.name}~{kind}")) is not None:
+            lines.append(f"\tid {shadow} class {kind}{NOTE}")
+    note = ORDER_NOTES.get(bucket.alg, "").format(size=len(bucket.items))
+    lines += [f"\t# weight {_weight(bucket.weight)}", f"\talg {bucket.alg}{note}"]
+    lines.append("\thash 0\t# rjenkins1")
+    for place, (item, weight) in enumerate(zip(bucket.items, bucket.weights, strict=True)):
+        if item >= 0 and weight > DEVICE_LIMIT:
+            raise Unsupported(
+                f"{crush.name_of(item)} weighs {weight / ONE:g}: the compiler takes up to 100. "
+                "Use to_json."
+            )
+        where = f" pos {place}" if bucket.alg in ("tree", "uniform") else ""
+        lines.append(f"\titem {crush.name_of(item)} weight {_weight(weight)}{where}")
+    return [*lines, "}"]
+
+
+def _rule(crush: "CrushMap", rule: Rule) -> list[str]:
+    kinds = {number: name for name, number in RULE_TYPES.items()}
+    return [
+        f"rule {rule.name} {{",
+        f"\tid {rule.id}",
+        f"\ttype {kinds[rule.type]}",
+        f"\tmin_size {rule.min_size}",
+        f"\tmax_size {rule.max_size}",
+        *(f"\tstep {_step(crush, step)}" for step in rule.steps),
+        "}",
+    ]
+
+
+def _step(crush: "CrushMap", step: Step) -> str:
+    if step.op == "take":
+        name, _, kind = crush.name_of(step.arg1).partition("~")
+        return f"take {name} class {kind}" if kind else f"take {name}"
+    if step.op in CHOICES:
+        return f"{step.op.replace('_', ' ')} {step.arg1} type {crush.types[step.arg2]}"
+    return f"{step.op} {step.arg1}" if step.op in SETTERS else step.op
+
+
+def _weight_set(crush: "CrushMap", key: int) -> list[str]:
+    lines = [f"choose_args {key % (1 << 64)} {{"]
+    for bucket, change in sorted(crush.choose_args[key].items(), reverse=True):
+        lines += ["  {", f"    bucket_id {bucket}"]
+        if change.weight_set:
+            lines.append("    weight_set [")
+            for row in change.weight_set:
+                lines.append(f"      [ {' '.join(map(_weight, row))} ]")
+            lines.append("    ]")
+        if change.ids:
+            lines.append(f"    ids [ {' '.join(map(str, change.ids))} ]")
+        lines.append("  }")
+    return [*lines, "}"]

@@ -1,0 +1,46 @@
+"""An AMD processor's MMU with its caches: ASIDs instead of VPIDs.
+
+An ASID names a guest with all it has: what its nested tables say is cached under it as well, and
+a change of nested tables is made known by flushing the ASID. VMRUN does that itself, as the field
+TLB_CONTROL of the VMCB asks. AMD APM vol. 2, 15.16; the paging of one machine is as in `CachedMmu`.
+
+Left out: INVLPGB, and what VMRUN checks of the VMCB beside ASID and TLB_CONTROL.
+"""
+
+from typing import Literal
+
+from vmlib.errors import SpecViolation
+from vmlib.memory.caches.mmu import CachedMmu, Context
+from vmlib.memory.second_stage import Npt
+
+
+class SvmMmu(CachedMmu):
+    """One logical processor of AMD's. It starts as the host, which has ASID 0."""
+
+    def vmrun(
+        self,
+        *,
+        asid: int,
+        cr0: int,
+        cr3: int,
+        cr4: int,
+        efer: int,
+        tlb_control: Literal[0, 1, 3, 7] = 0,
+        second: Npt | None = None,
+    ) -> None:
+        """Enter a guest. TLB_CONTROL: 0 drops nothing, 1 all, 3 the ASID, 7 it but global pages."""
+        if not asid:
+            raise SpecViolation("AMD APM vol. 2, 15.5.1", "ASID 0 is the host's: VMEXIT_INVALID")
+        if tlb_control not in (0, 1, 3, 7):
+            raise SpecViolation("AMD APM vol. 2, 15.16.1", f"TLB_CONTROL {tlb_control} is reserved")
+        self._enter(Context(cr0, cr3, cr4, efer, asid, second))
+        if tlb_control == 1:
+            self._drop(lambda tag: True)
+            self._drop_physical(lambda tag: True)
+        elif tlb_control:
+            self._drop(lambda tag: tag.vpid == asid and (tlb_control == 3 or tag.pcid is not None))
+            self._drop_physical(lambda tag: tag.vpid == asid)
+
+    def invlpga(self, gva: int, asid: int) -> None:
+        """INVLPGA: drop a page of an ASID, and the tables on its way."""
+        self._drop(lambda tag: tag.vpid == asid, gva)

@@ -1,0 +1,76 @@
+"""Seeded problems about shadow paging: what a guest reads, and how often it is left."""
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+from vmlib.errors import BadInput
+from vmlib.memory.shadow.guest import ShadowGuest
+from vmlib.memory.shadow.strategy import OUT_OF_SYNC, WRITE_PROTECT, Strategy
+from vmlib.memory.shadow.trace import Deed
+
+_WORDS = {
+    "read": "read page {page}",
+    "write": "write Z to page {page}",
+    "move": "set entry {page} to frame {letter}",
+    "invlpg": "INVLPG page {page}",
+    "load cr3": "load CR3",
+}
+
+
+@dataclass(frozen=True)
+class ShadowProblem:
+    """A guest's deeds, and the strategy of its hypervisor."""
+
+    seed: int
+    strategy: Strategy
+    deeds: tuple[Deed, ...]
+
+    @property
+    def question(self) -> str:
+        """The problem in words."""
+        said = "; ".join(_WORDS[what].format(page=page, letter=x) for what, page, x in self.deeds)
+        return (
+            f"Problem {self.seed}, {self.strategy.name}: page 0 is frame A, page 1 is B, page 2 is "
+            f"C; all have been used, and written. The guest does this: {said}. Which letters does "
+            "it read, and how often is it left?"
+        )
+
+    @cached_property
+    def answer(self) -> tuple[str, int]:
+        """The letters read, and the number of exits, found by doing it."""
+        guest = ShadowGuest(self.strategy)
+        letters = "".join(guest.do(*deed)[0] for deed in self.deeds)
+        return letters, guest.exits
+
+    def mark(self, letters: str | None = None, exits: int | None = None) -> str:
+        """Mark an answer; give nothing away."""
+        if letters is None or exits is None:
+            return f"Problem {self.seed}: not answered yet"
+        wrong = [
+            name
+            for name, yours, truth in zip(
+                ("letters", "exits"), (letters, exits), self.answer, strict=True
+            )
+            if yours != truth
+        ]
+        verdict = f"not the {' and '.join(wrong)}" if wrong else "right"
+        return f"Problem {self.seed}: {verdict}"
+
+
+def shadow_problem(seed: int) -> ShadowProblem:
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    rng = random.Random(seed)
+    deeds: list[Deed] = [("move", rng.randrange(3), rng.choice("DEF"))]
+    while len(deeds) < 8:
+        what = rng.choice(("read", "read", "write", "move", "move", "invlpg", "load cr3"))
+        page = 0 if what == "load cr3" else rng.randrange(3)
+        letter = rng.choice("DEFGH") if what in ("move", "write") else ""
+        deeds.append((what, page, letter))
+    deeds = [
+        ("write", page, "Z") if what == "write" else (what, page, x) for what, page, x in deeds
+    ]
+    deeds.append(("read", rng.randrange(3), ""))
+    return ShadowProblem(seed, rng.choice((WRITE_PROTECT, OUT_OF_SYNC)), tuple(deeds))
