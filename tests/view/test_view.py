@@ -140,6 +140,11 @@ def test_plot() -> None:
     assert "<td>4</td>" in html
     with pytest.raises(BadInput, match="table"):
         Plot(figure, "Two points", {"x": [1], "y": [3, 4]})._repr_mimebundle_()
+    assert bundle["application/vnd.plotly.v1+json"]["layout"]["title"] == {"text": "It rises"}
+    assert "title" not in data_of(html)["layout"]
+    figure.update_layout(title="It rises")
+    with pytest.raises(BadInput, match="figure"):
+        plot._repr_mimebundle_()
 
 
 def test_assets_reach_for_nothing_outside() -> None:

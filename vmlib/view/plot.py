@@ -47,6 +47,8 @@ def plot_html(
     """
     if not alt.strip():
         raise BadInput("alt", "must say what the picture shows")
+    if figure.layout.title.text:
+        raise BadInput("figure", "has no title of its own: a phone cuts it off; give `title`")
     if len({len(values) for values in columns.values()}) != 1:
         raise BadInput("table", "must be columns of one length")
     rows = list(zip(*columns.values(), strict=True))
@@ -82,8 +84,8 @@ class Plot:
         return f"Plot({self.alt!r})"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {
-            "text/plain": repr(self),
-            "text/html": plot_html(self.figure, self.alt, self.table, title=self.title),
-            PLOTLY_MIME: plot_json(self.figure),
-        }
+        html = plot_html(self.figure, self.alt, self.table, title=self.title)
+        alone = plot_json(self.figure)  # JupyterLab draws this one, and no caption
+        if self.title:
+            alone["layout"]["title"] = {"text": self.title}
+        return {"text/plain": repr(self), "text/html": html, PLOTLY_MIME: alone}
