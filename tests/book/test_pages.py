@@ -352,8 +352,10 @@ def test_search_finds_a_title(visit, how):
     tab.wait_for_selector("#search-results li")
     found = " ".join(tab.locator("#search-results li").all_text_contents())
     assert "Run a VM in 40 lines" in found
-    tab.locator("#search-results li a").first.click()
-    tab.wait_for_load_state("load")
+    tab.wait_for_load_state("networkidle")  # each result's summary is read from its page
+    with tab.expect_navigation():
+        tab.locator("#search-results li a").first.click()
+    assert "search.html" not in tab.url
 
 
 @pytest.mark.parametrize("how", ["http", "file"])
