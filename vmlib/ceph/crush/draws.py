@@ -16,6 +16,7 @@ Where all items of a bucket weigh the same, division does not change who wins bu
 one table for each weight gives the rank of every hash, and no division is left.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmlib.ceph.crush.crush_map import NONE, ChooseArgs
-from vmlib.ceph.crush.hashing import Hasher
+from vmlib.ceph.crush.hashing import Hasher, aligned
 from vmlib.ceph.crush.ln import negative_ln
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ Ints = NDArray[np.int64]
 
 MISSING = NONE - 2
 LOW_HALF = np.uint32(0xFFFF)
+LOW_HALVES = slice(0 if sys.byteorder == "little" else 1, None, 2)
+"""The lower halves of 32-bit words in a table of 16-bit ones."""
 CELLS = 3 << 14
 """Draws in a block."""
 
@@ -197,8 +200,7 @@ class Drawer:
         hashed = _columns(group.hashed, column, self._hashed, shape)
         value = self.hasher(x[None, :], hashed, r[None, :])
         u = _shaped(self._u, shape)
-        value &= LOW_HALF
-        np.copyto(u, value, casting="unsafe")
+        np.copyto(u, value.view(np.uint16)[:, LOW_HALVES])
         keys = _shaped(self._keys, shape)
         if group.tables is not None:
             if len(group.tables) > 1 << 16:
@@ -234,10 +236,10 @@ class Drawer:
         return first
 
     def _make_room(self, cells: int) -> None:
-        self._u = np.empty(cells, np.intp)
-        self._keys, self._hashed = np.empty((2, cells), np.uint32)
-        self._inverse = np.empty(cells, np.float32)
-        self._near = np.empty(cells, np.bool_)
+        (self._u,) = aligned(1, cells, np.intp)
+        self._keys, self._hashed = aligned(2, cells, np.uint32)
+        (self._inverse,) = aligned(1, cells, np.float32)
+        (self._near,) = aligned(1, cells, np.bool_)
 
 
 def _shaped(kept: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

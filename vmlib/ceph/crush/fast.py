@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vmlib.ceph.crush.crush_map import NONE, ONE, ChooseArgs, Rule, Step, Weights
 from vmlib.ceph.crush.draws import MISSING, Drawer, Ints
-from vmlib.ceph.crush.hashing import MASK, hash_many
+from vmlib.ceph.crush.hashing import MASK
 from vmlib.ceph.crush.knobs import knobs_of, set_knob
 from vmlib.ceph.crush.mapper import check_count, do_rule
 from vmlib.ceph.crush.run import UNSET, weight_lookup
@@ -176,7 +176,8 @@ class _Many:
             return
         weight = self.out_weights.take(item, mode="clip")
         some = np.flatnonzero(good & (weight < ONE))
-        good[some] = (hash_many(x[some], item[some]) & 0xFFFF) < weight[some].clip(0)
+        hashed = self.drawer.hasher(x[some], item[some].astype(np.uint32))
+        good[some] = (hashed & 0xFFFF) < weight[some].clip(0)
 
     def firstn(
         self, start: int, x: NDArray[np.uint32], numrep: int, room: int, kind: int, to_leaf: bool

@@ -14,11 +14,14 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 MASK = 0xFFFFFFFF
 SEED = 1315423911
 FILL_X, FILL_Y = 231232, 1232
+
+LINE = 64
+"""Bytes in a line of the processor's cache."""
 
 ROUNDS = {
     1: ("bx", "ya"),
@@ -72,6 +75,18 @@ def hash3(a: int, b: int, c: int) -> int:
     return mix(y, c, h)[2]
 
 
+def aligned(rows: int, cells: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Return an uninitialised table of which each row begins on a cache line.
+
+    A vector that straddles two lines is read twice.
+    """
+    size = np.dtype(dtype).itemsize
+    row = -(-cells * size // LINE) * LINE
+    memory = np.empty(rows * row + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + rows * row].view(dtype).reshape(rows, row // size)
+
+
 class Hasher:
     """`crush_hash` on uint32 arrays of one shape, in buffers that are kept between calls.
 
@@ -89,7 +104,7 @@ class Hasher:
             return
         count = math.prod(shape)
         if self._kept.shape[1] < count:
-            self._kept = np.empty((9, count), np.uint32)
+            self._kept = aligned(9, count, np.uint32)
         self._tables = [row[:count].reshape(shape) for row in self._kept]
 
     def __call__(self, *words: Any) -> NDArray[np.uint32]:
