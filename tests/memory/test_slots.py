@@ -69,6 +69,7 @@ def test_an_overlap_names_both_and_changes_nothing():
         ("size", Slot(0, 0, 0, HVA)),
         ("hva", Slot(0, 0, PAGE, HVA + 8)),
         ("gpa", Slot(0, (1 << 64) - PAGE, 2 * PAGE, HVA)),
+        ("gpa", Slot(0, (1 << 64) - PAGE, PAGE, HVA)),
         ("hva", Slot(0, 0, 2 * PAGE, (1 << 64) - PAGE)),
         ("gpa", Slot(0, -PAGE, PAGE, HVA)),
     ],

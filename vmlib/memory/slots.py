@@ -6,7 +6,8 @@ there is a device's business and comes back as an MMIO exit, and so does a write
 slot. The rules are those of KVM_SET_USER_MEMORY_REGION (Linux Documentation/virt/kvm/api.rst,
 4.35) and KVM_GET_DIRTY_LOG (4.8).
 
-Left out: several address spaces (SMM), private memory of guest_memfd, the dirty ring.
+Left out: several address spaces (SMM), private memory of guest_memfd, the dirty ring; and two
+limits of the host's: how many slots there may be, and how wide a guest-physical address.
 """
 
 from bisect import bisect_right
@@ -124,5 +125,5 @@ def _check(slot: Slot) -> None:
     if not slot.size:
         raise BadInput("size", "is at least one page; `remove` takes a slot away")
     for name in ("gpa", "hva"):
-        if getattr(slot, name) + slot.size > 1 << 64:
+        if getattr(slot, name) + slot.size >= 1 << 64:  # KVM's sum has 64 bits: 2**64 is 0 to it
             raise BadInput(name, f"{slot}: {name} + size wraps around 2**64")
