@@ -50,6 +50,12 @@ def goes_with_pcid_1(m):
     return m.pcid == 1 and tables(m)
 
 
+def without_pcids():
+    """Registers of a guest that has PCIDs off."""
+    regs = World().regs[1, 0]
+    return {**regs, "cr4": regs["cr4"] & ~PCIDE}
+
+
 def fault_at(mmu, gva):
     """A fault that the tables have no part in: a user's page to a supervisor, under SMAP."""
     mmu.mov_cr4(World().regs[0, 1]["cr4"] | SMAP)
@@ -101,9 +107,9 @@ RULES = [
     ),
     Rule(
         "4.10.4.1",
-        "MOV to CR0, PG from 1 to 0: all",
-        lambda mmu: mmu.mov_cr0(0x11),
-        lambda m: m.vpid == 0 and m.kind == "linear",
+        "MOV to CR0, PG from 1 to 0 (in a guest; CR4.PCIDE is clear then): all PCIDs of its VPID",
+        lambda mmu: (mmu.vm_entry(**without_pcids(), vpid=1), mmu.mov_cr0(0x11)),
+        lambda m: m.vpid == 1,
     ),
     Rule(
         "4.10.4.1",
@@ -290,7 +296,8 @@ def test_the_rules_are_kept_as_a_record(check):
         tool="Intel SDM vol. 3A, 4.10, and vol. 3C, 29.4; AMD APM vol. 2, 15.16",
         tool_version="the editions of 2023",
         covers=[
-            f"vmlib/memory/caches/{name}.py" for name in ("mmu", "nested", "walk", "svm_mmu", "tlb")
+            f"vmlib/memory/caches/{name}.py"
+            for name in ("mmu", "vmx_mmu", "svm_mmu", "nested", "walk", "tlb")
         ],
         kind="specification",
     ) as done:
@@ -391,7 +398,7 @@ def test_a_cleared_without_invalidation_is_not_set_again():
 
 
 def test_a_is_set_before_an_entry_is_cached():
-    """4.10.2.2, 4.10.3.1: nothing is cached unless A is 1 in each entry used."""
+    """4.10.2.3, 4.10.3.1: nothing is cached unless A is 1 in each entry used."""
     world = World()
     for gva in (X, Y, Z):
         world.touch(gva)
@@ -445,7 +452,13 @@ def test_without_pcids_a_load_of_cr3_drops_all_but_global_pages():
 
 @pytest.mark.parametrize(
     ("value", "rule"),
-    [("cr4", "bits 11:0"), ("cr3", "bit 63"), ("invpcid", "needs CR4.PCIDE"), ("type", "no such")],
+    [
+        ("cr0", "CR0.PG is not cleared while CR4.PCIDE is set"),
+        ("cr4", "bits 11:0"),
+        ("cr3", "bit 63"),
+        ("invpcid", "needs CR4.PCIDE"),
+        ("type", "no such"),
+    ],
 )
 def test_what_the_processor_refuses(value, rule):
     """4.10.1; vol. 2A, INVPCID."""
@@ -453,6 +466,7 @@ def test_what_the_processor_refuses(value, rule):
     plain = world.regs[0, 1]["cr4"] & ~PCIDE
     mmu = CachedMmu(world.ram, **{**world.regs[0, 1], "cr4": plain})
     act = {
+        "cr0": lambda: world.mmu.mov_cr0(0x11),
         "cr4": lambda: mmu.mov_cr4(plain | PCIDE),
         "cr3": lambda: mmu.mov_cr3(1 << 63),
         "invpcid": lambda: mmu.invpcid(1, 3),
@@ -640,6 +654,10 @@ def test_asids_keep_guests_apart_and_their_nested_tables_with_them():
         world.enter(0, 1)
     with pytest.raises(SpecViolation, match="reserved"):
         world.enter(1, 1, tlb_control=2)
+    world.enter(1, 1)
+    with pytest.raises(SpecViolation, match="VMRUN in a guest is a VM exit .AMD APM"):
+        world.enter(2, 1)
+    assert not any(hasattr(world.mmu, name) for name in ("vm_entry", "invept", "invvpid"))
 
 
 # ---- What is counted, and what is drawn

@@ -7,10 +7,11 @@ address through four spaces, `walk_*.py` record and explain walks, `latency.py` 
 costs. `shadow` and `caches` have packages of their own.
 """
 
-from vmlib.memory.caches.mmu import CachedMmu, TlbCounters
+from vmlib.memory.caches.mmu import TlbCounters
 from vmlib.memory.caches.problems import TlbProblem, tlb_problem
 from vmlib.memory.caches.svm_mmu import SvmMmu
 from vmlib.memory.caches.tlb import SPLIT, UNIFIED, Mapping, Tag, TlbArray, TlbShape
+from vmlib.memory.caches.vmx_mmu import CachedMmu
 from vmlib.memory.caches.walk import CachedWalk, Shortcut
 from vmlib.memory.four import (
     FourAddresses,

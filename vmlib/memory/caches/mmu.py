@@ -1,4 +1,4 @@
-"""A processor's MMU with its caches, and the instructions that invalidate them.
+"""A processor's MMU with its caches, and the instructions of any machine that invalidate them.
 
 After a change of tables the caches may hold what is no longer so: the architecture allows it until
 software invalidates, and each instruction that does has its own rule on which mappings must go.
@@ -6,12 +6,11 @@ This model drops exactly those that must, and none besides, so that whatever sof
 invalidate shows. A processor may drop more at any time.
 
 Intel SDM vol. 3A, 4.10.4.1 (INVLPG, INVPCID, MOV to CR0, CR3 and CR4, page faults); vol. 3C,
-29.4.3 (VM entry and exit, INVVPID, INVEPT, EPT violations). `SvmMmu` is the same for AMD.
+29.4.3.1 (EPT violations). How guests are entered and left is in `vmx_mmu.py` and `svm_mmu.py`.
 
-Left out: task switches, VMFUNC, loading of CR3 and EFER by VM entry as instructions of their own;
-other processors' caches (each `CachedMmu` is one processor: shoot-downs are for the caller to do).
-Where the manual leaves it open: a global translation counts as one of each PCID, so a page fault
-and CR4.SMEP drop it.
+Left out: task switches; other processors' caches (each `Mmu` is one processor: shoot-downs are for
+the caller to do). Where the manual leaves it open: a global translation counts as one of each
+PCID, so a page fault and CR4.SMEP drop it.
 """
 
 from collections.abc import Callable
@@ -97,8 +96,13 @@ class Context:
         return Tag(self.vpid if isinstance(self.second, Npt) else 0, None, self.ep4ta)
 
 
-class CachedMmu:
-    """One logical processor as far as it translates addresses. It starts as the host."""
+class Mmu:
+    """One logical processor as far as it translates addresses. It starts as the host.
+
+    The registers are its own; `maxphyaddr` is in bits. Raises `BadInput` for registers that no
+    processor has, `TableOutsideRam` where an access meets a table outside `memory`, and
+    `SpecViolation`, with the section, for what the processor refuses.
+    """
 
     def __init__(
         self,
@@ -175,19 +179,28 @@ class CachedMmu:
             self._drop_physical(lambda tag: tag == now.physical_tag, found.exit.gpa)
         return found
 
-    # ---- Instructions of 4.10.4.1: for the current VPID, whatever the EP4TA
+    # ---- Instructions of 4.10.4.1: for the current VPID or ASID, whatever the second stage
 
     def mov_cr0(self, value: int) -> None:
         """MOV to CR0: from PG 1 to 0 all of this VPID goes."""
-        old, self._now = self._now, replace(self._now, cr0=value)
-        if old.cr0 & CR0_PG and not value & CR0_PG:
+        off = self._now.cr0 & ~value & CR0_PG
+        if off and self._now.cr4 & CR4_PCIDE:
+            raise SpecViolation(
+                "Intel SDM vol. 3A, 4.10.1; AMD APM vol. 2, 5.5.1",
+                "CR0.PG is not cleared while CR4.PCIDE is set: #GP(0)",
+            )
+        self._now = replace(self._now, cr0=value)
+        if off:
             self._drop_mine(lambda tag: True)
 
     def mov_cr3(self, value: int) -> None:
         """MOV to CR3: the PCID that is loaded goes, global pages aside; nothing with bit 63."""
         keep = bool(value & KEEP)
         if keep and not self._now.cr4 & CR4_PCIDE:
-            raise SpecViolation("Intel SDM vol. 3A, 4.5", "bit 63 of CR3 needs CR4.PCIDE: #GP(0)")
+            raise SpecViolation(
+                "Intel SDM vol. 3A, 4.5.2; AMD APM vol. 2, 5.3.2",
+                "bit 63 of CR3 needs CR4.PCIDE: #GP(0)",
+            )
         self._now = replace(self._now, cr3=value & ~KEEP)
         if not keep:
             pcid = self._now.pcid
@@ -202,7 +215,7 @@ class CachedMmu:
         changed, pcid = old.cr4 ^ value, old.pcid
         if changed & value & CR4_PCIDE and (old.cr3 & 0xFFF or not old.efer & EFER_LMA):
             raise SpecViolation(
-                "Intel SDM vol. 3A, 4.10.1",
+                "Intel SDM vol. 3A, 4.10.1; AMD APM vol. 2, 5.5.1",
                 "CR4.PCIDE is set in long mode, with bits 11:0 of CR3 clear: else #GP(0)",
             )
         self._now = replace(old, cr4=value)
@@ -231,64 +244,19 @@ class CachedMmu:
         else:
             self._drop_mine(lambda tag: tag.pcid == pcid, gva if type == 0 else None)
 
-    # ---- VMX, 29.4.3
-
-    def vm_entry(
-        self,
-        *,
-        cr0: int,
-        cr3: int,
-        cr4: int,
-        efer: int,
-        vpid: int = 0,
-        second: Ept | None = None,
-    ) -> None:
-        """Enter a guest. `vpid` 0: the control "enable VPID" is off, and VPID 0 loses all."""
-        if not 0 <= vpid < 1 << 16:
-            raise BadInput("vpid", f"has 16 bits, not {vpid:#x}")
-        self._enter(Context(cr0, cr3, cr4, efer, vpid, second))
-        if vpid == 0:
-            self._drop(lambda tag: tag.vpid == 0)
-
-    def vm_exit(self) -> None:
-        """Leave the guest. Without VPIDs that drops what VPID 0 has; the host's too."""
-        if self._host is None:
-            raise BadInput("vm_exit", "no guest runs")
-        without_vpid = self._now.vpid == 0
-        self._now, self._host = self._host, None
-        if without_vpid:
-            self._drop(lambda tag: tag.vpid == 0)
-
-    def invvpid(self, type: int, vpid: int = 0, gva: int = 0) -> None:
-        """INVVPID: 0 an address, 1 a VPID, 2 all VPIDs but 0, 3 a VPID but its global pages."""
-        self._as_host("INVVPID")
-        if type not in (0, 1, 2, 3) or (type != 2 and not 0 < vpid < 1 << 16):
-            raise SpecViolation(
-                "Intel SDM vol. 3C, INVVPID", "no such type, or VPID 0: VMfailValid(28)"
-            )
-        if type == 2:
-            self._drop(lambda tag: tag.vpid != 0)
-        elif type == 3:
-            self._drop(lambda tag: tag.vpid == vpid and tag.pcid is not None)
-        else:
-            self._drop(lambda tag: tag.vpid == vpid, gva if type == 0 else None)
-
-    def invept(self, type: int, eptp: int = 0) -> None:
-        """INVEPT: guest-physical and combined mappings of 1 one EP4TA, 2 all."""
-        self._as_host("INVEPT")
-        if type not in (1, 2):
-            raise SpecViolation("Intel SDM vol. 3C, INVEPT", "no such type: VMfailValid(28)")
-        root = eptp & ADDRESS
-        self._drop(lambda tag: tag.ep4ta is not None and (type == 2 or tag.ep4ta == root))
-        self._drop_physical(lambda tag: type == 2 or tag.ep4ta == root)
+    # ---- For those that know guests
 
     def _enter(self, guest: Context) -> None:
-        self._as_host("VM entry")
         self._host, self._now = self._now, guest
 
-    def _as_host(self, what: str) -> None:
+    def _leave(self) -> None:
+        if self._host is None:
+            raise BadInput("vm_exit", "no guest runs")
+        self._now, self._host = self._host, None
+
+    def _as_host(self, what: str, section: str) -> None:
         if self._host is not None:
-            raise SpecViolation("Intel SDM vol. 3C, 26.1.2", f"{what} in a guest is a VM exit")
+            raise SpecViolation(section, f"{what} in a guest is a VM exit")
 
     def _drop_mine(
         self,

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from vmlib.errors import BadInput
-from vmlib.memory.caches.mmu import CR4_PCIDE, KEEP, CachedMmu
+from vmlib.memory.caches.mmu import CR4_PCIDE, KEEP
+from vmlib.memory.caches.vmx_mmu import CachedMmu
 from vmlib.memory.nested import walk_nested
 from vmlib.memory.second_stage import Ept
 from vmlib.memory.sparse import SparseMemory

@@ -2,19 +2,21 @@
 
 An ASID names a guest with all it has: what its nested tables say is cached under it as well, and
 a change of nested tables is made known by flushing the ASID. VMRUN does that itself, as the field
-TLB_CONTROL of the VMCB asks. AMD APM vol. 2, 15.16; the paging of one machine is as in `CachedMmu`.
+TLB_CONTROL of the VMCB asks. AMD APM vol. 2, 15.16. The instructions of any machine are those of
+`Mmu`, by Intel's list, which is the shorter one: AMD's also drops everything where CR4.PAE or PSE
+changes, CR0.PG is set, or CR4.PKE (5.5.3).
 
-Left out: INVLPGB, and what VMRUN checks of the VMCB beside ASID and TLB_CONTROL.
+Left out: INVLPGB, SMM, and what VMRUN checks of the VMCB beside ASID and TLB_CONTROL.
 """
 
 from typing import Literal
 
 from vmlib.errors import SpecViolation
-from vmlib.memory.caches.mmu import CachedMmu, Context
+from vmlib.memory.caches.mmu import Context, Mmu
 from vmlib.memory.second_stage import Npt
 
 
-class SvmMmu(CachedMmu):
+class SvmMmu(Mmu):
     """One logical processor of AMD's. It starts as the host, which has ASID 0."""
 
     def vmrun(
@@ -29,6 +31,7 @@ class SvmMmu(CachedMmu):
         second: Npt | None = None,
     ) -> None:
         """Enter a guest. TLB_CONTROL: 0 drops nothing, 1 all, 3 the ASID, 7 it but global pages."""
+        self._as_host("VMRUN", "AMD APM vol. 2, 15.5.1")
         if not asid:
             raise SpecViolation("AMD APM vol. 2, 15.5.1", "ASID 0 is the host's: VMEXIT_INVALID")
         if tlb_control not in (0, 1, 3, 7):
@@ -41,6 +44,10 @@ class SvmMmu(CachedMmu):
             self._drop(lambda tag: tag.vpid == asid and (tlb_control == 3 or tag.pcid is not None))
             self._drop_physical(lambda tag: tag.vpid == asid)
 
+    def vm_exit(self) -> None:
+        """#VMEXIT: leave the guest. Nothing is dropped."""
+        self._leave()
+
     def invlpga(self, gva: int, asid: int) -> None:
-        """INVLPGA: drop a page of an ASID, and the tables on its way."""
+        """INVLPGA: drop a page of an ASID, and the tables on its way. 15.16.2."""
         self._drop(lambda tag: tag.vpid == asid, gva)
