@@ -93,7 +93,7 @@ def run() -> list[Figure]:
     two = [(array(), nested(ept), nested(npt)) for _ in range(PAIRS)]
     sparse = [float(word) for word in _sparse().split()]
     return [
-        Figure("walk, with steps", tuple(1e-6 / a for a, _, _ in one), "M/s", "aim 0.45"),
+        Figure("walk, with steps", tuple(1e-6 / a for a, _, _ in one), "M/s", "must 0.45"),
         Figure("translate", tuple(1e-6 / b for _, b, _ in one), "M/s", "must 0.45"),
         Figure("walk_many", tuple(1e-6 / c for _, _, c in one), "M/s", ""),
         Figure("walk_many, of translate", tuple(b / c for _, b, c in one), "", "must 40, aim 60"),
