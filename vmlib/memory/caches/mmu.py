@@ -21,7 +21,6 @@ from vmlib.memory.caches.nested import walk_nested_cached
 from vmlib.memory.caches.tlb import Tag, TlbShape, TranslationCache
 from vmlib.memory.caches.walk import CachedWalk, Caches, linear_address, walk_cached
 from vmlib.memory.paging import (
-    ADDRESS,
     CR0_PG,
     CR4_LA57,
     CR4_PAE,
