@@ -152,7 +152,7 @@ def damage_json(rng, whole):
         path = rng.choice(list(places(data)))
         value = rng.choice(ODD)
         if rng.random() < 0.2:
-            value = copy.deepcopy(rng.choice(data["buckets"])) if data.get("buckets") else 0
+            value = copy.deepcopy(rng.choice(whole["buckets"]))
         put(data, path, value)
     return data
 

@@ -119,7 +119,7 @@ def _rule(raw: Any, at: str, numbers: Mapping[str, int]) -> Rule:
     ]
     return Rule(
         id=get(raw, "rule_id", at, int),
-        name=get(raw, "rule_name", at, str),
+        name=get(raw, "rule_name", at, str, ""),  # a rule may have none
         type=get(raw, "type", at, int),
         steps=tuple(steps),
         min_size=get(raw, "min_size", at, int, 1),

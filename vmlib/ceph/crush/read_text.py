@@ -5,7 +5,8 @@ compiler turns them into 16.16 by way of a 32-bit float, cutting off. This reade
 so a map read here is the map that the compiler makes; it need not be the map that was printed.
 
 Tunables that are not named have their oldest values (`legacy`), as in the compiler. Shadow
-buckets of device classes take the ids the text gives; the others get the first free ones.
+buckets of device classes take the ids the text gives; the others get the first free ones. They
+are made where the first rule stands, so a map without rules has none.
 """
 
 import re
@@ -75,7 +76,6 @@ class _Reader(Words):
                 raise self.wrong(f"{word!r} is neither a section nor a type of this map")
         if not self.devices and not self.types:
             raise BadInput("map", "is empty")
-        add_shadows(self.devices, self.buckets, self.shadow_ids)
         self.resolve_takes()
         return {
             "devices": self.devices,
@@ -174,6 +174,8 @@ class _Reader(Words):
         return number, weight, position
 
     def rule(self) -> None:
+        if not self.rules:  # as the compiler: what is defined behind the first rule has no shadows
+            add_shadows(self.devices, self.buckets, self.shadow_ids)
         self.at += 1
         name = "" if self.peek() == "{" else self.name()
         self.expect("{")

@@ -5,7 +5,7 @@ map that passes can be mapped with any rule, and the mapping ends. Where the rea
 a map that can do no good (a weight-set of the wrong length, a loop of buckets), it is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from vmlib.errors import BadInput
@@ -49,11 +49,25 @@ def _whole(value: object, field: str, low: int, high: int) -> None:
         raise BadInput(field, f"is {value}; it must be from {low} to {high}")
 
 
+def _check_names(table: str, key: str, names: Iterable[str]) -> None:
+    """Refuse a name that another entry of the table has; a rule may have none."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if name and first.setdefault(name, i) != i:
+            raise BadInput(
+                f"{table}[{i}].{key}", f"{name!r} is the name of {table}[{first[name]}] too"
+            )
+
+
 def _check_devices(crush: "CrushMap") -> None:
     for i, device in enumerate(crush.devices.values()):
         _whole(device.id, f"devices[{i}].id", 0, 1 << 20)
     if not crush.types or crush.types.get(0) is None:
         raise BadInput("types", "lacks type 0, the type of devices")
+    for i, number in enumerate(crush.types):
+        _whole(number, f"types[{i}].type_id", 0, 0xFFFF)
+    _check_names("types", "name", crush.types.values())
+    _check_names("rules", "rule_name", [rule.name for rule in crush.rules.values()])
 
 
 def _check_buckets(crush: "CrushMap") -> None:
@@ -117,6 +131,8 @@ def _check_rules(crush: "CrushMap") -> None:
         _whole(rule.id, f"{at}.rule_id", 0, 255)
         if rule.type not in RULE_TYPES.values():
             raise BadInput(f"{at}.type", f"{rule.type!r} is no rule type")
+        _whole(rule.min_size, f"{at}.min_size", 0, 255)
+        _whole(rule.max_size, f"{at}.max_size", 0, 255)
         for j, step in enumerate(rule.steps):
             where = f"{at}.steps[{j}]"
             if step.op not in OPS:

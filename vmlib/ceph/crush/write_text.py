@@ -1,14 +1,31 @@
 """A CRUSH map as text: what `crushtool -d` of Ceph 16.2 prints, written.
 
 The real compiler takes this text, and decompiles it to the same text again. Three decimals do
-not hold a 16.16 weight: `to_json` is the exact form. What the compiler of 16.2 does not take is
-`Unsupported` here: multi-step-retry rules, and weights of devices above 100.
+not hold a 16.16 weight: `to_json` is the exact form. A bucket's weight, which stands in a remark,
+is therefore the sum of what the compiler reads, not of what the map has.
+
+What the compiler of 16.2 does not take, or does not give back, is `Unsupported` here:
+multi-step-retry rules, weights of devices above 100, sums from 32,768 on (they come back
+negative), empty or weightless uniform buckets (it aborts), names that are not of letters, digits,
+``_``, ``.`` and ``-``, and steps that the language lacks.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from vmlib.ceph.crush.crush_map import ONE, PROFILES, RULE_TYPES, Bucket, Rule, Step, Tunables
+from vmlib.ceph.crush.crush_map import (
+    ONE,
+    PROFILES,
+    RULE_TYPES,
+    Bucket,
+    BucketArgs,
+    Rule,
+    Step,
+    Tunables,
+)
+from vmlib.ceph.crush.shadows import add_shadows
+from vmlib.ceph.crush.text_words import fixed
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
 from vmlib.errors import Unsupported
 
@@ -16,6 +33,9 @@ if TYPE_CHECKING:
     from vmlib.ceph.crush.crush_map import CrushMap
 
 DEVICE_LIMIT = 100 * ONE
+SUM_LIMIT = 1 << 31
+"""A bucket's weight is printed as a signed number of 32 bits."""
+NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 NOTE = "\t\t# do not change unnecessarily"
 ORDER_NOTES = {
     "list": "\t# add new items at the end; do not change order unnecessarily",
@@ -26,8 +46,8 @@ ORDER_NOTES = {
 
 def write_text(crush: "CrushMap") -> str:
     """Return the whole text, as the decompiler lays it out."""
-    if any(rule.is_msr for rule in crush.rules.values()):
-        raise Unsupported("The compiler of Ceph 16.2 has no multi-step-retry rules.")
+    _check_names(crush)
+    _check_shadows(crush)
     lines = ["# begin crush map"]
     legacy = PROFILES["legacy"]
     lines += [
@@ -52,6 +72,39 @@ def write_text(crush: "CrushMap") -> str:
         for key in sorted(crush.choose_args):
             lines += _weight_set(crush, key)
     return "\n".join([*lines, "", "# end crush map", ""])
+
+
+def _check_names(crush: "CrushMap") -> None:
+    """Refuse names that the compiler cannot read; a shadow has those of its bucket and class."""
+    known = {bucket.name for bucket in crush.buckets.values()}
+    classes = {device.device_class for device in crush.devices.values()} - {""}
+    names = [*known, *classes, *crush.types.values()]
+    names += [each.name for table in (crush.devices, crush.rules) for each in table.values()]
+    for name in names:
+        plain, _, kind = name.partition("~")
+        shadow = name in known and plain in known and kind in classes
+        if not (shadow or NAME.fullmatch(name)):
+            raise Unsupported(f"The compiler cannot read the name {name!r}. Use to_json.")
+
+
+def _check_shadows(crush: "CrushMap") -> None:
+    """Refuse trees of device classes other than those that the compiler makes by itself."""
+    plain = {bucket.name: bucket.id for bucket in crush.buckets.values() if "~" not in bucket.name}
+    made = {number: crush.buckets[number] for number in plain.values()}
+    given: dict[tuple[int, str], int] = {}
+    for bucket in crush.buckets.values():
+        name, shadow, kind = bucket.name.partition("~")
+        if shadow:
+            given[plain[name], kind] = bucket.id
+    held = {item for bucket in made.values() for item in bucket.items if item < 0}
+    if crush.rules and held <= made.keys():  # without rules it makes none
+        add_shadows(crush.devices, made, given)
+    if _items(made) != _items(crush.buckets):
+        raise Unsupported("The buckets of device classes are not the compiler's. Use to_json.")
+
+
+def _items(buckets: Mapping[int, Bucket]) -> dict[int, tuple[str, tuple[int, ...]]]:
+    return {number: (bucket.name, bucket.items) for number, bucket in buckets.items()}
 
 
 def _children_first(crush: "CrushMap") -> Iterator[Bucket]:
@@ -84,7 +137,12 @@ def _bucket(crush: "CrushMap", bucket: Bucket) -> list[str]:
         if (shadow := by_name.get(f"{bucket.name}~{kind}")) is not None:
             lines.append(f"\tid {shadow} class {kind}{NOTE}")
     note = ORDER_NOTES.get(bucket.alg, "").format(size=len(bucket.items))
-    lines += [f"\t# weight {_weight(bucket.weight)}", f"\talg {bucket.alg}{note}"]
+    total = sum(fixed(_weight(weight), bucket.name) for weight in bucket.weights)
+    if total >= SUM_LIMIT:
+        raise Unsupported(f"{bucket.name} weighs 32,768 or more, which comes back negative.")
+    if bucket.alg == "uniform" and not total:
+        raise Unsupported(f"{bucket.name} is uniform and weighs nothing: the compiler aborts.")
+    lines += [f"\t# weight {_weight(total)}", f"\talg {bucket.alg}{note}"]
     lines.append("\thash 0\t# rjenkins1")
     for place, (item, weight) in enumerate(zip(bucket.items, bucket.weights, strict=True)):
         if item >= 0 and weight > DEVICE_LIMIT:
@@ -98,6 +156,10 @@ def _bucket(crush: "CrushMap", bucket: Bucket) -> list[str]:
 
 
 def _rule(crush: "CrushMap", rule: Rule) -> list[str]:
+    if rule.is_msr:
+        raise Unsupported("The compiler of Ceph 16.2 has no multi-step-retry rules.")
+    if not rule.steps:
+        raise Unsupported(f"Rule {rule.name!r} has no steps: the compiler wants one.")
     kinds = {number: name for name, number in RULE_TYPES.items()}
     return [
         f"rule {rule.name} {{",
@@ -111,6 +173,8 @@ def _rule(crush: "CrushMap", rule: Rule) -> list[str]:
 
 
 def _step(crush: "CrushMap", step: Step) -> str:
+    if step.op == "noop" or "msr" in step.op or (step.op in SETTERS and step.arg1 < 0):
+        raise Unsupported(f"The compiler has no step {step.op} {step.arg1}. Use to_json.")
     if step.op == "take":
         name, _, kind = crush.name_of(step.arg1).partition("~")
         return f"take {name} class {kind}" if kind else f"take {name}"
@@ -122,6 +186,8 @@ def _step(crush: "CrushMap", step: Step) -> str:
 def _weight_set(crush: "CrushMap", key: int) -> list[str]:
     lines = [f"choose_args {key % (1 << 64)} {{"]
     for bucket, change in sorted(crush.choose_args[key].items(), reverse=True):
+        if crush.buckets[bucket].alg != "straw2" or change == BucketArgs():
+            continue  # it changes nothing, and the compiler drops it
         lines += ["  {", f"    bucket_id {bucket}"]
         if change.weight_set:
             lines.append("    weight_set [")
