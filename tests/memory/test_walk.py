@@ -268,7 +268,7 @@ def test_nx_is_reserved_without_nxe():
 
 @pytest.mark.parametrize("bit", [1, 2, 5, 6, 7, 8, 40, 52, 62, 63])
 def test_pae_pdpte_reserved_bits(bit):
-    """Table 4-8: 2:1, 8:5 and 63:M must be 0. In the walk this is APM 5.2.3's page fault."""
+    """Table 4-8: 2:1, 8:5 and 63:M must be 0. In the walk this is APM 5.5.3's page fault."""
     memory = tables(3, upper=P)
     memory.write_u64(0x1000, 0x2000 | P | 1 << bit)
     assert fault(memory, regs=PAE, maxphyaddr=40) == Fault(14, 9, 3)

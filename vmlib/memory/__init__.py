@@ -5,6 +5,10 @@ tables, `tables.py` builds them, `walk.py` walks, `many.py` by the array; `secon
 `nested.py` and `nested_many.py` (quick where `usual.py` fits) do both stages. `four*.py` follow one
 address through four spaces, `walk_*.py` record and explain walks, `latency.py` measures what a miss
 costs. `shadow` and `caches` have packages of their own.
+
+Sections of the Intel SDM are counted as in its editions of 2023: paging is chapter 4 of volume 3A,
+EPT chapter 29 of 3C. (Newer ones have them as 5 and 31.) AMD's APM, volume 2, is cited as it counts
+since it has 5-level paging.
 """
 
 from vmlib.memory.caches.mmu import TlbCounters

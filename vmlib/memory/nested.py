@@ -8,8 +8,8 @@ The walk itself is the one of `walk`, over a memory whose reads pass the second 
 Intel SDM vol. 3C, 29.3.2; AMD APM vol. 2, 15.25.5.
 
 Left out: there are no caches (`caches` has them). A and D of both stages are set together in the
-end, when the access is allowed by both. A PAE guest's PDPTEs are read in the walk, as by AMD;
-Intel processors load them with CR3.
+end, when the access is allowed by both. A PAE guest's PDPTEs are read in the walk, as by AMD
+(15.25.10); Intel processors load them with CR3.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Literal
 
 from vmlib.memory.paging import (
     ERROR_W,
+    NAMES,
     PS,
     Access,
     AccessRules,
@@ -42,8 +43,6 @@ from vmlib.memory.walk import (
     set_accessed_dirty,
     setting,
 )
-
-_NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPTE", 2: "PDE", 1: "PTE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ class GuestMemory:
                 continue
             names = _second_flags(self.second, level, entry)
             index = gpa >> 12 + 9 * (level - 1) & 511
-            self._add(row, "host", level, _NAMES[level], index, gpa, at, entry, names)
+            self._add(row, "host", level, NAMES[level], index, gpa, at, entry, names)
         if done.hpa is None:
             assert done.exit is not None
             raise _Left(done.exit)

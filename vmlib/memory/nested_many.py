@@ -51,7 +51,6 @@ from vmlib.memory.walk import setting
 PIECE = 1 << 15
 _WRITE_BACK = 6 << EPT_TYPE_SHIFT
 _TYPE = 7 << EPT_TYPE_SHIFT
-_QUALIFICATION = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

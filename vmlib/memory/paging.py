@@ -76,7 +76,8 @@ ERROR_PK = 1 << 5
 VECTOR_GP = 13
 VECTOR_PF = 14
 
-_NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPTE", 2: "PDE", 1: "PTE"}
+NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPTE", 2: "PDE", 1: "PTE"}
+"""What the manuals call an entry of each level, in tables of either stage."""
 _ERROR_KIND = {"read": 0, "write": ERROR_W, "fetch": ERROR_I}
 
 
@@ -109,7 +110,7 @@ class Level:
     @property
     def name(self) -> str:
         """What the manual calls an entry of this level."""
-        return _NAMES[self.number]
+        return NAMES[self.number]
 
     def index(self, gva: int) -> int:
         """Return which entry of the table `gva` selects."""

@@ -5,7 +5,7 @@ that is not present or has a reserved bit set, and judges the rights when it has
 and user accesses must be allowed by every level, fetches forbidden by none. `walk` keeps what it
 read and shows it as `steps`; `translate` is the same walk without the record.
 
-Intel SDM vol. 3A, chapter 4 (3.3.7.1 for canonical addresses); AMD APM vol. 2, chapter 5.
+Intel SDM vol. 3A, chapter 4, and vol. 1, 3.3.7.1 (canonical addresses); AMD APM vol. 2, chapter 5.
 
 What the model does otherwise than silicon:
 
@@ -14,8 +14,9 @@ What the model does otherwise than silicon:
   own walker. Hardware may set A in upper levels before it finds the fault; SDM 4.8 lets it.
 * They are set by a plain read and write, not by a locked one: hold the VM's lock.
 * PAE: Intel processors read the four PDPTEs when CR3 is loaded, and a reserved bit in one makes
-  that MOV to CR3 fault with #GP(0). Here a PDPTE is read in the walk, and a reserved bit is a
-  page fault with RSVD, as AMD processors do it (APM 5.2.3).
+  that MOV to CR3 fault with #GP(0) (SDM 4.4.1). Here a PDPTE is read in the walk, and a reserved
+  bit is a page fault with RSVD, as AMD processors do it for guests, and the newer ones always
+  (APM 5.5.3).
 * Segmentation comes before: `gva` is a linear address. A non-canonical one is #GP(0) here; that
   a stack access makes it #SS(0) is for the caller to know.
 """

@@ -12,7 +12,19 @@ Intel SDM vol. 3A, 4.6 and 4.7; vol. 3C, 29.3.3; AMD APM vol. 2, 15.25.6.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmlib.memory.paging import ERROR_P, ERROR_PK, ERROR_RSVD, NX, PS, RW, US, AccessRules, Level, P
+from vmlib.memory.paging import (
+    ERROR_P,
+    ERROR_PK,
+    ERROR_RSVD,
+    NAMES,
+    NX,
+    PS,
+    RW,
+    US,
+    AccessRules,
+    Level,
+    P,
+)
 from vmlib.memory.second_stage import (
     BAD_TYPES,
     EPT_TYPE_SHIFT,
@@ -23,7 +35,6 @@ from vmlib.memory.second_stage import (
     table_access,
 )
 from vmlib.memory.walk import Fault
-from vmlib.memory.walk_grid import NAMES
 
 _DOES = {"read": "reads", "write": "writes", "fetch": "fetches"}
 

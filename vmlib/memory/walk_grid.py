@@ -10,10 +10,9 @@ The bits of an entry: Intel SDM vol. 3A, table 4-15 and after; of EPT, vol. 3C, 
 from dataclasses import dataclass
 from typing import Any
 
-from vmlib.memory.paging import ADDRESS, PS, PagingMode
+from vmlib.memory.paging import ADDRESS, NAMES, PS, PagingMode
 from vmlib.memory.second_stage import Ept, SecondStage
 
-NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPTE", 2: "PDE", 1: "PTE"}
 FIELDS = {5: "PML5", 4: "PML4", 3: "PDPT", 2: "PD", 1: "PT"}
 
 

@@ -10,7 +10,6 @@ Intel SDM vol. 3C, 29.4.2. Left out: with paging off in the guest no combined ma
 
 from vmlib.memory.caches.tlb import Mapping
 from vmlib.memory.caches.walk import (
-    LEVEL_NAMES,
     CachedWalk,
     Caches,
     Known,
@@ -25,7 +24,7 @@ from vmlib.memory.caches.walk import (
     words,
 )
 from vmlib.memory.nested import GuestMemory, follow_nested
-from vmlib.memory.paging import ERROR_W, Access, AccessRules, D, PagingMode
+from vmlib.memory.paging import ERROR_W, NAMES, Access, AccessRules, D, PagingMode
 from vmlib.memory.second_stage import SecondStage, Translation, translate_gpa
 from vmlib.memory.walk import TableMemory
 
@@ -86,7 +85,7 @@ class _CachedGuest(GuestMemory):
             return found.entries
         if upper := cache.structure(tag, gpa, self._sizes):
             number, mapping = upper
-            name = f"guest-physical {LEVEL_NAMES[number]} cache"
+            name = f"guest-physical {NAMES[number]} cache"
             self.shortcuts.append(Shortcut(name, self._column, len(mapping.entries)))
             return mapping.entries
         return ()

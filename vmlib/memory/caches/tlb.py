@@ -6,13 +6,13 @@ table that they lead to. A walk that finds one begins there.
 
 Entries carry the names of whom they belong to, so that several address spaces and machines can be
 in the cache together: the VPID of the virtual processor (on AMD its ASID), the PCID of the
-process, and the EP4TA, the root of the second stage (its name is that of bits 51:12 of EPTP). A
-page marked global belongs to all PCIDs.
+process, and the EP4TA, the root of the second stage: bits 51:12 of EPTP, called EPTRTA in newer
+manuals. A page marked global belongs to all PCIDs.
 
 Here an entry keeps the paging-structure entries as they were read. Silicon keeps what they have
 in common: the rights that all grant, the address that the last one holds. The verdict is the same.
 
-Intel SDM vol. 3A, 4.10.2 and 4.10.3; vol. 3C, 29.4.1 (in the editions of 2023, which count so).
+Intel SDM vol. 3A, 4.10.2 and 4.10.3; vol. 3C, 29.4.1.
 
 Left out: that a processor drops entries on its own, and fills them for accesses it only guesses;
 a second level of TLB, and one for instructions; entries shared by hyper-threads. Replacement is by

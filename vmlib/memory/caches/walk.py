@@ -20,6 +20,7 @@ from vmlib.memory.caches.tlb import Mapping, Tag, TranslationCache
 from vmlib.memory.nested import NestedStep
 from vmlib.memory.paging import (
     ERROR_W,
+    NAMES,
     A,
     AccessRules,
     D,
@@ -36,9 +37,8 @@ from vmlib.memory.second_stage import (
 )
 from vmlib.memory.walk import Fault, TableMemory, follow, references, set_accessed_dirty
 
-LEVEL_NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPTE", 2: "PDE", 1: "PTE"}
 TLB = "TLB"
-_CACHES = {f"{name} cache" for name in LEVEL_NAMES.values()}
+_CACHES = {f"{name} cache" for name in NAMES.values()}
 
 
 class Shortcut(NamedTuple):
@@ -165,7 +165,7 @@ def look_up(
     sizes = {level.number: level.page_size for level in mode.levels if _cached(level.number, mode)}
     if upper := caches.linear.structure(caches.tag, address, sizes):
         number, mapping = upper
-        name = f"{LEVEL_NAMES[number]} cache"
+        name = f"{NAMES[number]} cache"
         return mapping, (Shortcut(name, len(mapping.entries), last_row),)
     return Mapping(()), ()
 

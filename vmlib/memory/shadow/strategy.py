@@ -22,7 +22,6 @@ Trap = Literal["filled", "dirty", "emulated", "unsync", "injected", "mmio", "inv
 first write to a clean page; a write to a guest table carried out; a last-level table let out of
 sync; a fault that is the guest's own; no memory there. The others are the instructions."""
 TRAPS: tuple[Trap, ...] = get_args(Trap)
-PAGE_FAULTS: tuple[Trap, ...] = TRAPS[:6]
 
 Forget = Literal["protect", "write", "invlpg", "cr3", "dirty", "slot"]
 """A duty that can be left undone, to see what it is for: to write-protect a table that gets a
