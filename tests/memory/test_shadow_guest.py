@@ -93,6 +93,26 @@ def test_what_a_forgotten_duty_shows(duty, strategy, owed):
     assert play(strategy, deeds, forget=duty)[0] == "A"
 
 
+@pytest.mark.parametrize(
+    ("duty", "strategy", "owed", "trap"),
+    [
+        ("write", WRITE_PROTECT, [], "drops the shadow entry"),
+        ("invlpg", OUT_OF_SYNC, [("invlpg", 0, "")], "drops what the shadow has"),
+        ("cr3", OUT_OF_SYNC, [("load cr3", 0, "")], "compares what is unsync"),
+    ],
+)
+def test_a_trace_says_nothing_was_done_where_it_was_forgotten(duty, strategy, owed, trap):
+    deeds = [("move", 0, "E"), *owed, ("read", 0, "")]
+    told = {forget: record_shadow(strategy, deeds, forget=forget).steps for forget in (None, duty)}
+    for forget, steps in told.items():
+        said = [step for step in steps if step.event == "handled" and trap in step.text]
+        assert bool(said) is (forget is None)
+        last = [step for step in steps if step.event == "handled"][len(owed)]
+        shadow = dict(last.state["registers"])["shadow 0"]
+        assert shadow == ("A" if forget else "–"), last.text
+        assert dict(steps[-1].state["registers"])["read"] == ("A" if forget else "E")
+
+
 def test_entries_of_both_tables():
     guest = ShadowGuest(WRITE_PROTECT, used=False)
     assert guest.shadow_entry(3) == 0

@@ -8,8 +8,8 @@ SDM vol. 3A, 4.10.4). Those two are intercepted, and the table is compared then,
 Upper tables are trapped as before. `KVM` is that with what Linux adds: neighbours of an entry are
 filled with it, and an upper table that is written three times in a row loses its shadow page.
 
-Linux Documentation/virt/kvm/x86/mmu.rst, "Guest memory" and "Reaction to events". Left out: a
-hypervisor that protects nothing and makes everything anew at each load of CR3.
+Linux Documentation/virt/kvm/x86/mmu.rst, "Synchronized and unsynchronized pages" and "Reaction to
+events". Left out: a hypervisor that protects nothing and makes everything anew at each load of CR3.
 """
 
 from dataclasses import dataclass

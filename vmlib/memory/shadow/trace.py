@@ -45,6 +45,12 @@ _HANDLED = {
     "invlpg": "It drops what the shadow has for this page.",
     "cr3": "It compares what is unsync with the guest's table, and write-protects it again.",
 }
+_FORGOTTEN = {
+    ("emulated", "write"): "It writes the entry for the guest, and leaves the shadow as it was.",
+    ("invlpg", "invlpg"): "It goes on: what the shadow has for this page stays.",
+    ("cr3", "cr3"): "It goes on: nothing is compared, and what is unsync stays so.",
+}
+"""What is said of a trap whose duty is left undone, by trap and duty."""
 _REASON = {"invlpg": "INVLPG", "cr3": "write CR3"}
 _WHY = {
     "filled": "the shadow has no entry for this page.",
@@ -77,10 +83,14 @@ def batch(pages: int, *, each: bool = False) -> tuple[Deed, ...]:
 def record_shadow(
     strategy: Strategy, deeds: Sequence[Deed], *, forget: Forget | None = None
 ) -> Trace:
-    """Return the trace of a guest's deeds under a strategy (`NESTED` is one)."""
+    """Return the trace of a guest's deeds under a strategy (`NESTED` is one).
+
+    `forget` is the duty that its hypervisor leaves undone. Raises `BadInput` for no deeds, and for
+    what a guest does not do.
+    """
     if not deeds:
         raise BadInput("deeds", "must be something that the guest does")
-    scribe = _Scribe(ShadowGuest(strategy, forget=forget), deeds)
+    scribe = _Scribe(ShadowGuest(strategy, forget=forget), deeds, forget)
     for line in range(len(deeds)):
         scribe.play(line)
     origin = Provenance(
@@ -94,8 +104,9 @@ def record_shadow(
 class _Scribe:
     """Plays the deeds and writes down what came of each."""
 
-    def __init__(self, guest: ShadowGuest, deeds: Sequence[Deed]) -> None:
+    def __init__(self, guest: ShadowGuest, deeds: Sequence[Deed], forget: Forget | None) -> None:
         self.guest = guest
+        self._forget = forget
         title = (
             f"Who hears of it, under {guest.strategy.name}, when a guest changes its page table?"
         )
@@ -136,7 +147,8 @@ class _Scribe:
         self._note(KERNEL, "exit", text, before, (GUEST, KERNEL), reason)
         # A page fault that was mended is tried again, and only then does the write happen.
         mended = [before[0], *after[1:]] if trap == "unsync" else after
-        self._note(KERNEL, "handled", _HANDLED[trap], mended)
+        done = _FORGOTTEN.get((trap, self._forget or ""), _HANDLED[trap])
+        self._note(KERNEL, "handled", done, mended)
         self._read += got if len(got) == 1 else ""
         again = " The instruction is tried again, and passes." if trap in _AGAIN else ""
         text = f"The guest is entered.{again}{result}"
