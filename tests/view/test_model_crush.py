@@ -14,7 +14,7 @@ import pytest
 from vmlib.ceph import CrushMap, Rule, Step, crush_hash, hash_many
 from vmlib.ceph.crush.browser import for_browser
 from vmlib.ceph.crush.change import reweighted
-from vmlib.ceph.crush.crush_map import NONE, ONE
+from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.errors import Unsupported
 
 pytestmark = pytest.mark.needs("chromium")

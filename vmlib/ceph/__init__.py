@@ -9,18 +9,9 @@ is loaded by ``from vmlib.ceph import rados``.
 from vmlib.ceph.crush.browser import for_browser
 from vmlib.ceph.crush.change import removed, reweighted
 from vmlib.ceph.crush.compare import Comparison
-from vmlib.ceph.crush.crush_map import (
-    NONE,
-    PROFILES,
-    Bucket,
-    BucketArgs,
-    CrushMap,
-    Device,
-    Rule,
-    Step,
-    Tunables,
-)
+from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.explain import histogram
+from vmlib.ceph.crush.facts import NONE, PROFILES, Bucket, BucketArgs, Device, Rule, Step, Tunables
 from vmlib.ceph.crush.hashing import crush_hash, hash_many
 from vmlib.ceph.crush.ln import crush_ln
 from vmlib.ceph.crush.straw_problems import StrawProblem, straw_problem
@@ -35,7 +26,8 @@ from vmlib.ceph.crush.studies import (
 )
 from vmlib.ceph.movement import Move, moves
 from vmlib.ceph.object_hash import object_hash, stable_mod
-from vmlib.ceph.osdmap import Osd, OSDMap
+from vmlib.ceph.osd import Osd
+from vmlib.ceph.osdmap import OSDMap
 from vmlib.ceph.placement import Placement
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects

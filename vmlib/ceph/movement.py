@@ -7,7 +7,7 @@ cluster's OSDs wrote while they recovered.
 
 from dataclasses import dataclass
 
-from vmlib.ceph.crush.crush_map import NONE
+from vmlib.ceph.crush.facts import NONE
 from vmlib.ceph.osdmap import OSDMap
 from vmlib.ceph.placement import PgId
 

@@ -16,25 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vmlib.ceph.crush.crush_map import ONE, RULE_TYPES, CrushMap, Rule
+from vmlib.ceph.crush.crush_map import CrushMap
+from vmlib.ceph.crush.facts import ONE, RULE_TYPES, Rule
+from vmlib.ceph.crush.read_json import parse
 from vmlib.ceph.object_hash import object_hash
+from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId, Placement, first_of, keep, prefer
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
+from vmlib.ceph.read_osdmap import read_osdmap, read_pgid
 from vmlib.ceph.upmap import Exchange, apply_upmap
 from vmlib.errors import BadInput
 
 RULE_FOR = {RULE_TYPES["msr_firstn"]: REPLICATED, RULE_TYPES["msr_indep"]: ERASURE}
 """Which type of pool a multi-step-retry rule is for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Osd:
-    """One OSD. `weight` 0 is out; `weight` and `primary_affinity` are 16.16, at most 1.0."""
-
-    osd: int
-    up: bool = True
-    weight: int = ONE
-    primary_affinity: int = ONE
 
 
 @dataclass(frozen=True)
@@ -56,15 +50,11 @@ class OSDMap:
     @classmethod
     def load(cls, path: str | Path, *, crush: CrushMap) -> Self:
         """Read what `ceph osd dump -f json` (or `osdmaptool --dump json`) wrote to a file."""
-        from vmlib.ceph.crush.read_json import parse
-
         return cls.from_json(parse(Path(path).read_text(encoding="utf-8")), crush=crush)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, crush: CrushMap) -> Self:
         """Return the map that a dump describes; errors name the field's path."""
-        from vmlib.ceph.read_osdmap import read_osdmap
-
         return cls(crush=crush, **read_osdmap(data))
 
     @classmethod
@@ -187,8 +177,6 @@ class OSDMap:
         return self.osds[osd]
 
     def _pg(self, pgid: str | PgId) -> PgId:
-        from vmlib.ceph.read_osdmap import read_pgid
-
         pool, seed = read_pgid(pgid, "pgid") if isinstance(pgid, str) else pgid
         known = self.pool(pool)
         if not 0 <= seed < known.pg_num:

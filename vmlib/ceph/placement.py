@@ -10,7 +10,7 @@ docs.ceph.com, "Placement Group Concepts" (up set, acting set).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vmlib.ceph.crush.crush_map import NONE, ONE
+from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.ceph.crush.hashing import crush_hash
 from vmlib.ceph.pools import Pool
 

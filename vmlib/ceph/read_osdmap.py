@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vmlib.ceph.crush.crush_map import NONE, ONE
+from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.ceph.crush.read_json import get, unique
-from vmlib.ceph.osdmap import Osd
+from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.upmap import Exchange

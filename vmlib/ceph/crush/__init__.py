@@ -1,6 +1,6 @@
 """CRUSH: from an input to devices, with nothing stored and nobody asked.
 
-`crush_map.py` is the map, and the way in. `mapper.py` runs a rule, with `firstn.py`, `indep.py` and
+`facts.py` is what a map says, and `crush_map.py` the way in. `mapper.py` runs a rule, with `firstn.py`, `indep.py` and
 `msr.py`, the three ways to choose; `run.py` and `knobs.py` are what they share. `buckets.py` draws,
 from `hashing.py` and `ln.py`; `fast.py` and `draws.py` do the same on arrays. `read_json.py`,
 `read_text.py` (words: `text_words.py`), `write_json.py` and `write_text.py` are the formats,

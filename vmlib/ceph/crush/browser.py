@@ -8,8 +8,9 @@ written once, here in vmlib. Whatever else a map has is refused by the name of t
 
 from typing import Any
 
-from vmlib.ceph.crush.crush_map import PROFILES, CrushMap
+from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.explain import REASONS, THEN
+from vmlib.ceph.crush.facts import PROFILES
 from vmlib.ceph.crush.ln import COARSE, COARSE_INVERSE, FINE
 from vmlib.errors import Unsupported
 

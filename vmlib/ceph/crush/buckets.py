@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vmlib.ceph.crush.crush_map import Bucket, BucketArgs
+from vmlib.ceph.crush.facts import Bucket, BucketArgs
 from vmlib.ceph.crush.hashing import crush_hash, hash3
 from vmlib.ceph.crush.ln import TOP, crush_ln
 

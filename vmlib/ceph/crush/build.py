@@ -7,7 +7,7 @@ racks, hosts. One rule of each kind comes with the map.
 from collections.abc import Sequence
 from typing import Any
 
-from vmlib.ceph.crush.crush_map import (
+from vmlib.ceph.crush.facts import (
     ALGORITHMS,
     ONE,
     PROFILES,

@@ -9,7 +9,8 @@ taken away.
 
 from dataclasses import replace
 
-from vmlib.ceph.crush.crush_map import ONE, Bucket, CrushMap, Device
+from vmlib.ceph.crush.crush_map import CrushMap
+from vmlib.ceph.crush.facts import ONE, Bucket, Device
 from vmlib.errors import BadInput
 
 

@@ -9,15 +9,11 @@ exactly, so the difference of two counts is the fair measure.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmlib.ceph.crush.crush_map import NONE, Weights
+from vmlib.ceph.crush.facts import NONE, MapFacts, Weights
 from vmlib.ceph.crush.fast import as_inputs, map_many
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,8 @@ class Comparison:
 
 
 def compare(
-    old: "CrushMap",
-    new: "CrushMap",
+    old: MapFacts,
+    new: MapFacts,
     rule: int | str,
     n: int,
     xs: Iterable[int],

@@ -19,17 +19,14 @@ one table for each weight gives the rank of every hash, and no division is left.
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmlib.ceph.crush.crush_map import NONE, ChooseArgs
+from vmlib.ceph.crush.facts import NONE, ChooseArgs, MapFacts
 from vmlib.ceph.crush.hashing import Hasher, aligned
 from vmlib.ceph.crush.ln import negative_ln
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 Ints = NDArray[np.int64]
 
@@ -74,7 +71,7 @@ class SameSize:
 class Drawer:
     """The straw2 buckets of a map, ready to draw from."""
 
-    def __init__(self, crush: "CrushMap", args: ChooseArgs) -> None:
+    def __init__(self, crush: MapFacts, args: ChooseArgs) -> None:
         count = self.lowest = -min(crush.buckets, default=0)
         self.kinds = np.zeros(count + crush.max_devices + 1, np.int64)
         self.kinds[-1] = -1
@@ -256,7 +253,7 @@ def _columns(
     return table.take(which, axis=1, out=_shaped(kept, shape), mode="clip")
 
 
-def _same_size(crush: "CrushMap", args: ChooseArgs, ids: list[int]) -> SameSize:
+def _same_size(crush: MapFacts, args: ChooseArgs, ids: list[int]) -> SameSize:
     """Return the tables of all buckets of one size."""
     buckets = [crush.buckets[number] for number in ids]
     changes = [args.get(number) for number in ids]

@@ -15,16 +15,13 @@ and ``tries N``: how many choices ended after N failures, as `crushtool --show-c
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmlib import __version__
 from vmlib.ceph.crush.buckets import Draw
-from vmlib.ceph.crush.crush_map import NONE, Bucket, ChooseArgs, Rule, Step, Weights
+from vmlib.ceph.crush.facts import NONE, Bucket, ChooseArgs, MapFacts, Rule, Step, Weights
 from vmlib.ceph.crush.mapper import do_rule
 from vmlib.trace import Provenance, Recorder, Trace
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 COLUMNS = ("item", "name", "u", "ln", "weight", "straw")
 """The columns of a draw: the item (in a tree bucket the node), the hash, its logarithm less
@@ -50,7 +47,7 @@ THEN = {
 
 
 def explain(
-    crush: "CrushMap", rule: Rule, x: int, n: int, weights: Weights, args: ChooseArgs
+    crush: MapFacts, rule: Rule, x: int, n: int, weights: Weights, args: ChooseArgs
 ) -> Trace:
     """Return the Trace of one mapping. `trace.steps[-1].state["result"]` is its answer."""
     scribe = _Scribe(crush, rule, x, n)
@@ -70,7 +67,7 @@ def histogram(trace: Trace) -> dict[int, int]:
 class _Scribe:
     """A watch that writes a trace."""
 
-    def __init__(self, crush: "CrushMap", rule: Rule, x: int, n: int) -> None:
+    def __init__(self, crush: MapFacts, rule: Rule, x: int, n: int) -> None:
         self.crush, self.rule, self.x, self.n = crush, rule, x, n
         title = f"Where {rule.name} puts input {x}"
         self.recorder = Recorder("map", title, watch=("working", "result"))

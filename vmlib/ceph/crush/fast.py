@@ -11,21 +11,18 @@ for all. `draws` says how a bucket draws for thousands of inputs.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmlib.ceph.crush.crush_map import NONE, ONE, ChooseArgs, Rule, Step, Weights
 from vmlib.ceph.crush.draws import MISSING, Drawer, Ints
+from vmlib.ceph.crush.facts import NONE, ONE, ChooseArgs, MapFacts, Rule, Step, Weights
 from vmlib.ceph.crush.hashing import MASK
 from vmlib.ceph.crush.knobs import knobs_of, set_knob
 from vmlib.ceph.crush.mapper import check_count, do_rule
 from vmlib.ceph.crush.run import UNSET, weight_lookup
 from vmlib.errors import BadInput
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 PAD = -1
 """What fills a row that is shorter than n."""
@@ -35,7 +32,7 @@ BLOCK = 1 << 16
 
 
 def map_many(
-    crush: "CrushMap",
+    crush: MapFacts,
     rule: Rule,
     xs: Iterable[int] | NDArray[Any],
     n: int,
@@ -79,7 +76,7 @@ def as_inputs(xs: Iterable[int] | NDArray[Any]) -> NDArray[Any] | range:
         raise BadInput("xs", "must be whole numbers") from None
 
 
-def suits(crush: "CrushMap", rule: Rule) -> bool:
+def suits(crush: MapFacts, rule: Rule) -> bool:
     """Return whether the fast path takes a rule of a map."""
     knobs = knobs_of(crush.tunables)
     blocks: list[list[str]] = [[]]
@@ -129,7 +126,7 @@ class Found:
 class _Many:
     """One map with its weights, ready for any number of inputs."""
 
-    def __init__(self, crush: "CrushMap", weights: Weights, args: ChooseArgs) -> None:
+    def __init__(self, crush: MapFacts, weights: Weights, args: ChooseArgs) -> None:
         self.crush = crush
         self.drawer = Drawer(crush, args)
         self.out_weights = np.full(crush.max_devices, ONE, np.int64)

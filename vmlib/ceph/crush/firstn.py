@@ -10,7 +10,7 @@ A failed attempt starts again from the top. The tunables `choose_local_tries` an
 
 from dataclasses import dataclass
 
-from vmlib.ceph.crush.crush_map import Bucket
+from vmlib.ceph.crush.facts import Bucket
 from vmlib.ceph.crush.run import Run
 
 

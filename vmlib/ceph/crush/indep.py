@@ -7,7 +7,7 @@ places ever share a draw. What stays open at the end is a hole, NONE.
 
 from dataclasses import dataclass
 
-from vmlib.ceph.crush.crush_map import NONE, Bucket
+from vmlib.ceph.crush.facts import NONE, Bucket
 from vmlib.ceph.crush.run import UNSET, Run
 
 

@@ -5,7 +5,7 @@ What each does, and why it was added, is in docs.ceph.com, "CRUSH maps", Tunable
 
 from dataclasses import dataclass
 
-from vmlib.ceph.crush.crush_map import Step, Tunables
+from vmlib.ceph.crush.facts import Step, Tunables
 
 
 @dataclass(slots=True)

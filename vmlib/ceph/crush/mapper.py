@@ -10,7 +10,7 @@ A `watch`, if given, is told of every draw, refusal and placement; there is no s
 this code that explains.
 """
 
-from vmlib.ceph.crush.crush_map import ChooseArgs, CrushMap, Rule, Step, Weights
+from vmlib.ceph.crush.facts import ChooseArgs, MapFacts, Rule, Step, Weights
 from vmlib.ceph.crush.firstn import firstn
 from vmlib.ceph.crush.indep import indep
 from vmlib.ceph.crush.knobs import set_knob
@@ -30,7 +30,7 @@ def check_count(n: int) -> None:
 
 
 def do_rule(
-    crush: CrushMap,
+    crush: MapFacts,
     rule: Rule,
     x: int,
     n: int,

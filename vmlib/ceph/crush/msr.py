@@ -11,7 +11,7 @@ devices. Numbers stand in docs.ceph.com, "CRUSH maps", MSR rules; the order of d
 retries was held against recorded answers of a newer crushtool.
 """
 
-from vmlib.ceph.crush.crush_map import NONE, RULE_TYPES, Bucket, Rule, Step
+from vmlib.ceph.crush.facts import NONE, RULE_TYPES, Bucket, Rule, Step
 from vmlib.ceph.crush.run import UNSET, Run
 
 

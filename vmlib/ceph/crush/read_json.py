@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vmlib.ceph.crush.crush_map import (
+from vmlib.ceph.crush.facts import (
     ONE,
     Bucket,
     BucketArgs,

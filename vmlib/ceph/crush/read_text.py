@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vmlib.ceph.crush.crush_map import (
+from vmlib.ceph.crush.facts import (
     ONE,
     PROFILES,
     RULE_TYPES,

@@ -5,16 +5,12 @@ lets buckets pick, asks devices whether they are out, and tells a `watch`, if th
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from vmlib.ceph.crush.buckets import PICKERS, Draw, permuted
-from vmlib.ceph.crush.crush_map import NONE, ONE, Bucket, ChooseArgs, Weights
+from vmlib.ceph.crush.facts import NONE, ONE, Bucket, ChooseArgs, MapFacts, Weights
 from vmlib.ceph.crush.hashing import crush_hash
 from vmlib.ceph.crush.knobs import knobs_of
 from vmlib.ceph.crush.watch import Watch
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 UNSET = NONE - 1
 """A place in an answer that is not filled yet."""
@@ -40,7 +36,7 @@ class Run:
     """A map, an input and what is in force while a rule runs."""
 
     def __init__(
-        self, crush: "CrushMap", x: int, weights: Weights, args: ChooseArgs, watch: Watch | None
+        self, crush: MapFacts, x: int, weights: Weights, args: ChooseArgs, watch: Watch | None
     ) -> None:
         self.crush, self.buckets = crush, crush.buckets
         self.x, self.args, self.watch = x, args, watch

@@ -13,7 +13,7 @@ not say how; here the sums are the sums.
 
 from collections.abc import Mapping
 
-from vmlib.ceph.crush.crush_map import Bucket, Device
+from vmlib.ceph.crush.facts import Bucket, Device
 from vmlib.errors import BadInput
 
 

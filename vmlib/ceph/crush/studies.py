@@ -31,17 +31,8 @@ from math import prod, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from vmlib.ceph.crush.crush_map import (
-    ALGORITHMS,
-    NONE,
-    ONE,
-    Bucket,
-    CrushMap,
-    Device,
-    Rule,
-    Step,
-    Weights,
-)
+from vmlib.ceph.crush.crush_map import CrushMap
+from vmlib.ceph.crush.facts import ALGORITHMS, NONE, ONE, Bucket, Device, Rule, Step, Weights
 from vmlib.errors import BadInput
 
 LEVELS = (10, 9, 9, 9)

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from vmlib.ceph.crush.crush_map import ONE
+from vmlib.ceph.crush.facts import ONE
 from vmlib.errors import BadInput
 
 TOKEN = re.compile(r"#[^\n]*|[{}\[\]]|[^\s{}\[\]#]+")

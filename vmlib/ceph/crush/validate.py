@@ -6,12 +6,9 @@ a map that can do no good (a weight-set of the wrong length, a loop of buckets),
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
+from vmlib.ceph.crush.facts import ALGORITHMS, RULE_TYPES, MapFacts
 from vmlib.errors import BadInput
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 MAX_WEIGHT = 0xFFFFFFFF
 MAX_TRIES = 10_000
@@ -31,7 +28,7 @@ SETTERS = (
 OPS = ("noop", "take", "emit", *CHOICES, *SETTERS)
 
 
-def validate(crush: "CrushMap") -> None:
+def validate(crush: MapFacts) -> None:
     """Raise `BadInput` for the first fault found."""
     _check_devices(crush)
     _check_buckets(crush)
@@ -59,7 +56,7 @@ def _check_names(table: str, key: str, names: Iterable[str]) -> None:
             )
 
 
-def _check_devices(crush: "CrushMap") -> None:
+def _check_devices(crush: MapFacts) -> None:
     for i, device in enumerate(crush.devices.values()):
         _whole(device.id, f"devices[{i}].id", 0, 1 << 20)
     if not crush.types or crush.types.get(0) is None:
@@ -70,9 +67,7 @@ def _check_devices(crush: "CrushMap") -> None:
     _check_names("rules", "rule_name", [rule.name for rule in crush.rules.values()])
 
 
-def _check_buckets(crush: "CrushMap") -> None:
-    from vmlib.ceph.crush.crush_map import ALGORITHMS
-
+def _check_buckets(crush: MapFacts) -> None:
     names = {device.name: f"devices[{i}]" for i, device in enumerate(crush.devices.values())}
     for i, bucket in enumerate(crush.buckets.values()):
         at = f"buckets[{i}]"
@@ -99,7 +94,7 @@ def _check_buckets(crush: "CrushMap") -> None:
             raise BadInput(f"{at}.items", "the items of a uniform bucket have one weight")
 
 
-def _check_loops(crush: "CrushMap") -> None:
+def _check_loops(crush: MapFacts) -> None:
     """Walk the tree from each bucket; a bucket met below itself closes a loop."""
     place = {bucket: i for i, bucket in enumerate(crush.buckets)}
     done: set[int] = set()
@@ -123,9 +118,7 @@ def _check_loops(crush: "CrushMap") -> None:
                 above.add(item)
 
 
-def _check_rules(crush: "CrushMap") -> None:
-    from vmlib.ceph.crush.crush_map import RULE_TYPES
-
+def _check_rules(crush: MapFacts) -> None:
     for i, rule in enumerate(crush.rules.values()):
         at = f"rules[{i}]"
         _whole(rule.id, f"{at}.rule_id", 0, 255)
@@ -148,7 +141,7 @@ def _check_rules(crush: "CrushMap") -> None:
                 _whole(step.arg1, f"{where}.num", -MAX_TRIES, MAX_TRIES)
 
 
-def _check_choose_args(crush: "CrushMap") -> None:
+def _check_choose_args(crush: MapFacts) -> None:
     for key, args in crush.choose_args.items():
         if not isinstance(args, Mapping):
             raise BadInput(f"choose_args.{key}", "must give what changes by bucket")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vmlib.ceph.crush.buckets import Draw
-from vmlib.ceph.crush.crush_map import Bucket, Step
+from vmlib.ceph.crush.facts import Bucket, Step
 
 
 class Watch(Protocol):

@@ -4,17 +4,14 @@ The exact form: read by `read_json` again it gives the same map. Everything stan
 order: buckets from -1 down, everything else from 0 up.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vmlib.ceph.crush.crush_map import ONE, BucketArgs, Step, Tunables
+from vmlib.ceph.crush.facts import ONE, BucketArgs, MapFacts, Step, Tunables
 from vmlib.ceph.crush.read_json import OPCODES
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
 
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
-
-def write_json(crush: "CrushMap") -> dict[str, Any]:
+def write_json(crush: MapFacts) -> dict[str, Any]:
     """Return the map as plain data, everything in the order of the dump."""
     devices = [
         {"id": d.id, "name": d.name} | ({"class": d.device_class} if d.device_class else {})
@@ -66,7 +63,7 @@ def write_json(crush: "CrushMap") -> dict[str, Any]:
     }
 
 
-def _step_json(crush: "CrushMap", step: Step) -> dict[str, Any]:
+def _step_json(crush: MapFacts, step: Step) -> dict[str, Any]:
     for opcode, op in OPCODES.items():
         if step.op == op:
             return {"opcode": opcode, "arg1": step.arg1, "arg2": 0}

@@ -12,14 +12,14 @@ negative), empty or weightless uniform buckets (it aborts), names that are not o
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
-from vmlib.ceph.crush.crush_map import (
+from vmlib.ceph.crush.facts import (
     ONE,
     PROFILES,
     RULE_TYPES,
     Bucket,
     BucketArgs,
+    MapFacts,
     Rule,
     Step,
     Tunables,
@@ -28,9 +28,6 @@ from vmlib.ceph.crush.shadows import add_shadows
 from vmlib.ceph.crush.text_words import fixed
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
 from vmlib.errors import Unsupported
-
-if TYPE_CHECKING:
-    from vmlib.ceph.crush.crush_map import CrushMap
 
 DEVICE_LIMIT = 100 * ONE
 SUM_LIMIT = 1 << 31
@@ -44,7 +41,7 @@ ORDER_NOTES = {
 }
 
 
-def write_text(crush: "CrushMap") -> str:
+def write_text(crush: MapFacts) -> str:
     """Return the whole text, as the decompiler lays it out."""
     _check_names(crush)
     _check_shadows(crush)
@@ -74,7 +71,7 @@ def write_text(crush: "CrushMap") -> str:
     return "\n".join([*lines, "", "# end crush map", ""])
 
 
-def _check_names(crush: "CrushMap") -> None:
+def _check_names(crush: MapFacts) -> None:
     """Refuse names that the compiler cannot read; a shadow has those of its bucket and class."""
     known = {bucket.name for bucket in crush.buckets.values()}
     classes = {device.device_class for device in crush.devices.values()} - {""}
@@ -87,7 +84,7 @@ def _check_names(crush: "CrushMap") -> None:
             raise Unsupported(f"The compiler cannot read the name {name!r}. Use to_json.")
 
 
-def _check_shadows(crush: "CrushMap") -> None:
+def _check_shadows(crush: MapFacts) -> None:
     """Refuse trees of device classes other than those that the compiler makes by itself."""
     plain = {bucket.name: bucket.id for bucket in crush.buckets.values() if "~" not in bucket.name}
     made = {number: crush.buckets[number] for number in plain.values()}
@@ -107,7 +104,7 @@ def _items(buckets: Mapping[int, Bucket]) -> dict[int, tuple[str, tuple[int, ...
     return {number: (bucket.name, bucket.items) for number, bucket in buckets.items()}
 
 
-def _children_first(crush: "CrushMap") -> Iterator[Bucket]:
+def _children_first(crush: MapFacts) -> Iterator[Bucket]:
     """Yield the buckets, without shadows, each after what it holds, -1 first."""
     done: set[int] = set()
     for root in sorted(crush.buckets, reverse=True):
@@ -129,7 +126,7 @@ def _weight(value: int) -> str:
     return f"{value / ONE:.3f}"
 
 
-def _bucket(crush: "CrushMap", bucket: Bucket) -> list[str]:
+def _bucket(crush: MapFacts, bucket: Bucket) -> list[str]:
     lines = [f"{crush.types[bucket.type]} {bucket.name} {{", f"\tid {bucket.id}{NOTE}"]
     classes = dict.fromkeys(d.device_class for d in crush.devices.values() if d.device_class)
     by_name = {b.name: b.id for b in crush.buckets.values()}
@@ -155,7 +152,7 @@ def _bucket(crush: "CrushMap", bucket: Bucket) -> list[str]:
     return [*lines, "}"]
 
 
-def _rule(crush: "CrushMap", rule: Rule) -> list[str]:
+def _rule(crush: MapFacts, rule: Rule) -> list[str]:
     if rule.is_msr:
         raise Unsupported("The compiler of Ceph 16.2 has no multi-step-retry rules.")
     if not rule.steps:
@@ -172,7 +169,7 @@ def _rule(crush: "CrushMap", rule: Rule) -> list[str]:
     ]
 
 
-def _step(crush: "CrushMap", step: Step) -> str:
+def _step(crush: MapFacts, step: Step) -> str:
     if step.op == "noop" or "msr" in step.op or (step.op in SETTERS and step.arg1 < 0):
         raise Unsupported(f"The compiler has no step {step.op} {step.arg1}. Use to_json.")
     if step.op == "take":
@@ -183,7 +180,7 @@ def _step(crush: "CrushMap", step: Step) -> str:
     return f"{step.op} {step.arg1}" if step.op in SETTERS else step.op
 
 
-def _weight_set(crush: "CrushMap", key: int) -> list[str]:
+def _weight_set(crush: MapFacts, key: int) -> list[str]:
     lines = [f"choose_args {key % (1 << 64)} {{"]
     for bucket, change in sorted(crush.choose_args[key].items(), reverse=True):
         if crush.buckets[bucket].alg != "straw2" or change == BucketArgs():
