@@ -7,7 +7,6 @@ and `fast_calls.py` do what a processor does, and what comes of it is put back.
 import struct
 import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from vmlib.cpu import events, gates
 from vmlib.cpu.engine import BaseVcpu
@@ -16,12 +15,10 @@ from vmlib.cpu.fast_calls import syscall, sysenter
 from vmlib.cpu.linear import LinearMemory
 from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.unicorn.emulator import Emulator
+from vmlib.cpu.unicorn.home import Home
 from vmlib.cpu.unicorn.intercepts import Intercepts
 from vmlib.cpu.unicorn.traps import SYSCALL, SYSENTER, Traps
 from vmlib.errors import Unsupported
-
-if TYPE_CHECKING:
-    from vmlib.cpu.unicorn.vm import UnicornVm
 
 # What the emulator takes for invalid and a processor does not: INT1 calls the handler of #DB, and
 # RDPMC finds no counter, for this processor has none (Intel SDM vol. 2A, INT n; vol. 2B, RDPMC).
@@ -31,7 +28,7 @@ _INT1, _RDPMC = 0xF1, b"\x0f\x33"
 class Delivery(BaseVcpu):
     """One vCPU on Unicorn, as far as events go."""
 
-    def __init__(self, vm: "UnicornVm", index: int) -> None:
+    def __init__(self, vm: Home, index: int) -> None:
         super().__init__(index)
         self._vm = vm
         self._ram = vm.ram

@@ -9,15 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmlib.cpu.budget import Budget, Watchdog
 from vmlib.cpu.exits import BudgetSpent, Debug, EngineFailure, Exit, Halt, Kicked
+from vmlib.cpu.unicorn.home import Home
 from vmlib.cpu.unicorn.traps import IO_BREAKPOINT
 from vmlib.cpu.unicorn.unfinished import ROUND, Unfinished
-
-if TYPE_CHECKING:
-    from vmlib.cpu.unicorn.vm import UnicornVm
 
 _STOP_AGAIN = 0.0005
 
@@ -25,7 +23,7 @@ _STOP_AGAIN = 0.0005
 class EmulatorLoop(Unfinished):
     """One vCPU on Unicorn, as far as running goes."""
 
-    def __init__(self, vm: "UnicornVm", index: int) -> None:
+    def __init__(self, vm: Home, index: int) -> None:
         super().__init__(vm, index)
         self._passing = -1
         self._breakpoints: dict[int, int] = {}

@@ -5,16 +5,13 @@ at the registers before that ends it too. What ran behind an exit is taken back 
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmlib.cpu import events
 from vmlib.cpu.exits import Debug, Exit, IoIn, IoOut, Mmio, answer_size
 from vmlib.cpu.unicorn import raw
 from vmlib.cpu.unicorn.delivery import Delivery
+from vmlib.cpu.unicorn.home import Home
 from vmlib.cpu.unicorn.traps import STEPPED
-
-if TYPE_CHECKING:
-    from vmlib.cpu.unicorn.vm import UnicornVm
 
 ROUND = 100_000  # instructions between two looks round when they are counted
 _LONGEST = 15  # bytes of an instruction
@@ -24,7 +21,7 @@ _TF = events.TF
 class Unfinished(Delivery):
     """One vCPU on Unicorn, as far as ending an instruction goes."""
 
-    def __init__(self, vm: "UnicornVm", index: int) -> None:
+    def __init__(self, vm: Home, index: int) -> None:
         super().__init__(vm, index)
         self._data: bytes | None = None
         self._again = self._plain = False

@@ -1,7 +1,6 @@
 """A vCPU on Unicorn: its state and what a VMM may ask of it. `loop.py` runs it."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from vmlib.cpu import events
 from vmlib.cpu.budget import Budget, Watchdog
@@ -10,17 +9,15 @@ from vmlib.cpu.engine import INTERCEPTS, check_vector
 from vmlib.cpu.exits import MsrRead, MsrWrite
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.cpu.unicorn import raw, state
+from vmlib.cpu.unicorn.home import Home
 from vmlib.cpu.unicorn.loop import EmulatorLoop
 from vmlib.errors import BadInput, Unsupported
-
-if TYPE_CHECKING:
-    from vmlib.cpu.unicorn.vm import UnicornVm
 
 
 class UnicornVcpu(EmulatorLoop):
     """One vCPU on Unicorn; see `vmlib.cpu.engine.Vcpu` for what the methods promise."""
 
-    def __init__(self, vm: "UnicornVm", index: int) -> None:
+    def __init__(self, vm: Home, index: int) -> None:
         super().__init__(vm, index)
         self.start_real_mode(0)
 
