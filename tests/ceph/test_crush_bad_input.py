@@ -7,10 +7,22 @@ import random
 import re
 import time
 
+import numpy as np
 import pytest
 from crush_maps import map_text
 
-from vmlib.ceph import CrushMap
+from vmlib.ceph import (
+    CrushMap,
+    crush_hash,
+    crush_ln,
+    for_browser,
+    hash_many,
+    object_hash,
+    pieces,
+    reweighted,
+    stable_mod,
+    utilisation,
+)
 from vmlib.errors import BadInput
 
 
@@ -55,6 +67,9 @@ def put(data, path, value):
         (("rules", 0, "rule_id"), 1, "rules[1].rule_id"),
         (("tunables", "choose_total_tries"), 1 << 31, "tunables.choose_total_tries"),
         (("tunables", "choose_total_tries"), -1, "tunables.choose_total_tries"),
+        (("types", 1, "type_id"), -1, "types[1].type_id"),
+        (("rules", 0, "max_size"), 256, "rules[0].max_size"),
+        (("rules", 0, "rule_name"), "ec", "rules[3].rule_name"),
         (("choose_args", "x"), [], "choose_args.x"),
         (("choose_args", "0", 0, "bucket_id"), -999, "choose_args.0[0].bucket_id"),
         (("choose_args", "0", 0, "weight_set", 0), [1] * 9, "choose_args.0[0].weight_set[0]"),
@@ -67,6 +82,14 @@ def test_the_error_names_the_field(path, value, field):
     with pytest.raises(BadInput) as caught:
         CrushMap.from_json(data)
     assert caught.value.field == field
+
+
+def test_two_types_of_one_name():
+    data = dump()
+    data["types"].append({"type_id": 9, "name": "rack"})
+    with pytest.raises(BadInput, match="rack") as caught:
+        CrushMap.from_json(data)
+    assert caught.value.field == "types[4].name"
 
 
 def test_a_loop_of_buckets():
@@ -93,10 +116,52 @@ def ids(bucket):
 
 @pytest.mark.parametrize("n", [0, -1, 10_001, 1.5, True, "3"])
 def test_impossible_counts(n):
-    with pytest.raises(BadInput, match="replicas"):
+    with pytest.raises(BadInput, match=r"^n: is"):
         CrushMap.build().map(0, 1, n)
-    with pytest.raises(BadInput, match="replicas"):
+    with pytest.raises(BadInput, match=r"^n: is"):
         CrushMap.build().map_many(0, [1], n)
+
+
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda crush: crush.map(0, 1.5, 2), "x"),
+        (lambda crush: crush.explain(0, "a", 2), "x"),
+        (lambda crush: crush.map_many(0, [1, "a"], 2), "xs"),
+        (lambda crush: crush.map(0, 1, 2, 5), "weights"),
+        (lambda crush: crush.map(0, 1, 2, {1: -1}), "weights[1]"),
+        (lambda crush: crush.map(0, 1, 2, [65536, 0.5]), "weights[1]"),
+        (lambda crush: crush.map_many(0, [1], 2, {3: 0.5}), "weights[3]"),
+        (lambda crush: crush.map_many(0, [1], 2, np.array([0.5])), "weights[0]"),
+        (lambda crush: crush.explain(0, 1, 2, {0: None}), "weights[0]"),
+        (lambda crush: for_browser(crush, 0, 0), "n"),
+        (lambda crush: crush_ln(-1), "u"),
+        (lambda crush: crush_ln(1 << 16), "u"),
+        (lambda crush: crush_hash(), "words"),
+        (lambda crush: hash_many(1, 2, 3, 4, 5, 6), "words"),
+        (lambda crush: stable_mod(1, 0), "count"),
+        (lambda crush: object_hash(5), "name"),
+        (lambda crush: object_hash("x", "\udc80"), "namespace"),
+        (lambda crush: pieces(10, 0), "size"),
+        (lambda crush: utilisation(0), "inputs"),
+        (lambda crush: reweighted(crush, 0, "heavy"), "weight"),
+        (lambda crush: CrushMap.build(weight="heavy"), "weight"),
+        (lambda crush: CrushMap.build(hosts=2, weight=[1, None]), "weight[1]"),
+        (lambda crush: CrushMap.build(weight=float("nan")), "weight[0]"),
+    ],
+)
+def test_wrong_arguments_are_named(ask, field):
+    with pytest.raises(BadInput) as caught:
+        ask(CrushMap.build(hosts=2, osds=2))
+    assert caught.value.field.split(" ")[0] == field
+
+
+def test_out_weights_may_come_from_numpy():
+    crush = CrushMap.build(hosts=4, osds=1)
+    out = [0x10000, 0, 0x8000, 0x10000]
+    wanted = [crush.map(0, x, 3, out) for x in range(50)]
+    for weights in (np.array(out), np.array(out, np.uint32), dict(enumerate(np.array(out)))):
+        assert [crush.map(0, x, 3, weights) for x in range(50)] == wanted
 
 
 def test_absent_rules_and_weight_sets():

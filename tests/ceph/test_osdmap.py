@@ -1,12 +1,16 @@
 """From names to OSDs: held against `osdmaptool`, and the rules that it cannot be made to show."""
 
+import copy
 import json
+import os
 import random
+import time
 from dataclasses import replace
 
 import pytest
 from crush_maps import WEIGHT_SETS, version
 from osd_maps import groups, made, osdmaptool, ours, read
+from test_crush_bad_input import ODD, places, put
 
 from vmlib.ceph import (
     ERASURE,
@@ -308,15 +312,102 @@ def test_a_dump_is_read_from_a_file(tmp_path):
         OSDMap.load(path, crush=CrushMap.build())
 
 
-def test_wrong_questions_are_refused(cluster):
-    for ask in (
-        lambda: cluster.locate("nope", "x"),
-        lambda: cluster.pg("1.40"),
-        lambda: cluster.pg("one"),
-        lambda: cluster.without(osd=12),
-        lambda: cluster.reweight(0, 1.1),
-        lambda: cluster.affinity(0, -1),
-        lambda: cluster.upmap("3.0", [1]),
-    ):
-        with pytest.raises(BadInput):
-            ask()
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda cluster: cluster.locate("nope", "x"), "pool"),
+        (lambda cluster: cluster.locate("data", 5), "name"),
+        (lambda cluster: cluster.pg("1.40"), "pgid"),
+        (lambda cluster: cluster.pg("one"), "pgid"),
+        (lambda cluster: cluster.pg(5), "pgid"),
+        (lambda cluster: cluster.pg((1, 2, 3)), "pgid"),
+        (lambda cluster: cluster.pg((1, "x")), "pgid[1]"),
+        (lambda cluster: cluster.without(osd=12), "osd"),
+        (lambda cluster: cluster.mark(1.5), "osd"),
+        (lambda cluster: cluster.reweight(0, 1.1), "weight"),
+        (lambda cluster: cluster.reweight(0, "half"), "weight"),
+        (lambda cluster: cluster.affinity(0, -1), "affinity"),
+        (lambda cluster: cluster.upmap("3.0", [1]), "pool"),
+        (lambda cluster: cluster.upmap("1.0", [1, 99]), "osds[1]"),
+        (lambda cluster: cluster.upmap("1.0", None), "osds"),
+        (lambda cluster: cluster.upmap_items("1.0", [(1, 2), (3,)]), "exchanges[1]"),
+        (lambda cluster: cluster.upmap_items("1.0", [(1, 99)]), "exchanges[0][1]"),
+        (lambda cluster: cluster.temp("1.0", [99]), "osds[0]"),
+        (lambda cluster: cluster.temp("1.0", primary=99), "osd"),
+        (
+            lambda cluster: OSDMap.build(cluster.crush, [Pool(1, "a"), Pool(1, "b")]),
+            "pools[1].pool",
+        ),
+        (lambda cluster: Pool(1, "a", pg_num=0), "pool 'a': pg_num"),
+        (lambda cluster: Pool(1, "a", size=0), "pool 'a': size"),
+        (lambda cluster: Pool(1, "a", type=2), "pool 'a': type"),
+    ],
+)
+def test_wrong_questions_are_refused(cluster, ask, field):
+    with pytest.raises(BadInput) as caught:
+        ask(cluster)
+    assert caught.value.field == field
+
+
+def test_a_split_is_not_counted_as_a_move(cluster):
+    split = replace(cluster, pools={1: replace(cluster.pool(1), pg_num=128)})
+    with pytest.raises(Unsupported, match="split"):
+        moves(cluster, split, "data")
+
+
+def test_a_binary_map_is_known_as_one(tmp_path):
+    (tmp_path / "osdmap").write_bytes(b"\x08\x07\xd0\xff")
+    with pytest.raises(BadInput, match="osdmaptool"):
+        OSDMap.load(tmp_path / "osdmap", crush=CrushMap.build())
+
+
+def damaged(rng, whole):
+    """Return a dump with something else in a few of its places."""
+    data = copy.deepcopy(whole)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        put(data, rng.choice(list(places(data))), rng.choice((*ODD, "1.0", 3, NONE)))
+    return data
+
+
+def fuzz(seed, enough):
+    """Damage dumps until `enough(count)`; return counts of refused and of usable ones."""
+    rng = random.Random(seed)
+    whole = dump(
+        osds=[{"osd": i, "up": 1, "weight": 1 - i / 8, "primary_affinity": 0.5} for i in range(4)],
+        max_osd=4,
+        pg_upmap=[{"pgid": "1.1", "osds": [3, 2, 1]}],
+        pg_upmap_items=[{"pgid": "1.2", "mappings": [{"from": 0, "to": 3}]}],
+        pg_temp=[{"pgid": "1.3", "osds": [1, 0]}],
+        primary_temp=["1.4", 2],
+    )
+    crush = CrushMap.build(hosts=4, osds=1)
+    refused = usable = 0
+    while not enough(refused + usable):
+        try:
+            mine = OSDMap.from_json(damaged(rng, whole), crush=crush)
+        except (BadInput, Unsupported):
+            refused += 1
+            continue
+        for pool in mine.pools.values():
+            if pool.pg_num <= 64:
+                for place in mine.pg_table(pool.pool):
+                    assert mine.pg(place.pg) == place
+            mine.locate(pool.pool, "x")
+        for osd in mine.osds:
+            mine.without(osd=osd).reweight(osd, 0.5).affinity(osd, 0.5)
+        usable += 1
+    return refused, usable
+
+
+def test_damaged_dumps_are_refused_or_work():
+    refused, usable = fuzz(20_161, lambda count: count >= 400)
+    assert refused > 100
+    assert usable > 15
+
+
+@pytest.mark.soak
+def test_damaged_dumps_for_a_while(log_soak):
+    seed = random.SystemRandom().randrange(1 << 30)
+    end = time.monotonic() + float(os.environ.get("VMLIB_FUZZ_SECONDS", 600))
+    refused, usable = fuzz(seed, lambda count: time.monotonic() > end)
+    log_soak("damaged OSD maps", seed, refused + usable)

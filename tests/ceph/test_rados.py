@@ -10,7 +10,9 @@ from vmlib.ceph.rados import (
     NotDone,
     OsdConfig,
     Pool,
+    amplification,
     decode,
+    encode,
     inject,
 )
 from vmlib.errors import BadInput, Unsupported
@@ -414,19 +416,34 @@ def test_a_minority_of_monitors_decides_nothing():
 # -- the edges ---------------------------------------------------------------------------------
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(BadInput, match="osds"):
-        Cluster(osds=0)
-    with pytest.raises(BadInput, match="policy"):
-        Cluster(policy="nearest")
-    with pytest.raises(BadInput, match="min_size"):
-        Pool(size=3, min_size=4)
-    with pytest.raises(BadInput, match="min_size"):
-        Pool(size=6, min_size=3, k=4)
-    with pytest.raises(BadInput, match="pg_num"):
-        Pool(pg_num=0)
-    with pytest.raises(BadInput, match="kind"):
-        inject(Cluster(osds=3), [Fault("flood", 1.0, 1.0, 0)])
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda: Cluster(osds=0), "osds"),
+        (lambda: Cluster(osds=1.5), "osds"),
+        (lambda: Cluster(clients=0), "clients"),
+        (lambda: Cluster(pools=[]), "pools"),
+        (lambda: Cluster(policy="nearest"), "policy"),
+        (lambda: Cluster(osds=3).set_in(3, False), "osd"),
+        (lambda: Cluster(osds=3).write("x", "text"), "data"),
+        (lambda: Cluster(osds=3).write("x", b"a", offset=-1), "offset"),
+        (lambda: Pool(size=3, min_size=4), "pool.min_size"),
+        (lambda: Pool(size=6, min_size=3, k=4), "pool.min_size"),
+        (lambda: Pool(pg_num=0), "pool.pg_num"),
+        (lambda: inject(Cluster(osds=3), [Fault("flood", 99.0, 1.0, 0)]), "fault.kind"),
+        (lambda: inject(Cluster(osds=3), [Fault("crash", 0.0, 1.0, 0)]), "fault.start"),
+        (lambda: encode(b"abc", 0, 1), "k"),
+        (lambda: encode(b"abc", 200, 100), "m"),
+        (lambda: decode({0: b"a", 7: b"b"}, 2, 1, 2), "chunks"),
+        (lambda: decode({0: b"a", 1: b"bc"}, 2, 1, 2), "chunks"),
+        (lambda: amplification(4096, copies=0), "copies"),
+        (lambda: amplification(4096, k=-1), "k"),
+    ],
+)
+def test_bad_input_is_refused(ask, field):
+    with pytest.raises(BadInput) as caught:
+        ask()
+    assert caught.value.field == field
 
 
 def test_what_never_comes_is_said():

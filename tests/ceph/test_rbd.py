@@ -59,7 +59,9 @@ def test_impossible_images_are_refused(arguments, field):
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("place", [(-1, 1), (1 << 20, 1), (0, (1 << 20) + 1), (5, -1)])
+@pytest.mark.parametrize(
+    "place", [(-1, 1), (1 << 20, 1), (0, (1 << 20) + 1), (5, -1), (1.5, 1), ("x", 1)]
+)
 def test_bytes_outside_the_image_are_refused(place):
     with pytest.raises(BadInput):
         rbd_objects("5", 1 << 20).at(*place)

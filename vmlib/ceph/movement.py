@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vmlib.ceph.crush.facts import NONE
 from vmlib.ceph.osdmap import OSDMap
 from vmlib.ceph.placement import PgId
+from vmlib.errors import Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class Move:
 
 def moves(before: OSDMap, after: OSDMap, pool: int | str) -> list[Move]:
     """Return what OSDs must get so that every group is where the later map wants it."""
+    groups = {osdmap.pool(pool).pg_num for osdmap in (before, after)}
+    if len(groups) > 1:
+        rule = f"has {sorted(groups)} groups in the two maps; what a split moves is not modelled"
+        raise Unsupported(f"pool {pool!r} {rule}")
     found = []
     for old, new in zip(before.pg_table(pool), after.pg_table(pool), strict=True):
         if after.pool(pool).shifts:

@@ -13,6 +13,7 @@ in the name's stead.
 """
 
 from vmlib.ceph.crush.hashing import MASK, mix
+from vmlib.errors import BadInput
 
 GOLDEN = 0x9E3779B9
 SEPARATOR = b"\x1f"
@@ -37,8 +38,15 @@ def str_hash(data: bytes) -> int:
 
 def object_hash(name: str, namespace: str = "") -> int:
     """Return the hash of an object's name in a namespace, both as UTF-8."""
-    front = namespace.encode() + SEPARATOR if namespace else b""
-    return str_hash(front + name.encode())
+    front = _bytes(namespace, "namespace") + SEPARATOR if namespace else b""
+    return str_hash(front + _bytes(name, "name"))
+
+
+def _bytes(text: str, field: str) -> bytes:
+    try:
+        return text.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise BadInput(field, f"is {text!r}; it must be a string of characters") from None
 
 
 def stable_mod(value: int, count: int) -> int:
@@ -47,6 +55,8 @@ def stable_mod(value: int, count: int) -> int:
     The low bits of the value, as many as `count` needs; where they reach past `count`, one bit
     fewer. With a power of two this is the plain remainder.
     """
+    if count < 1:
+        raise BadInput("count", f"is {count}; there must be at least one")
     mask = (1 << (count - 1).bit_length()) - 1
     low = value & mask
     return low if low < count else value & (mask >> 1)

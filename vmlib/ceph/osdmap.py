@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from vmlib.ceph.crush.crush_map import CrushMap
-from vmlib.ceph.crush.facts import ONE, RULE_TYPES, Rule
-from vmlib.ceph.crush.read_json import parse
+from vmlib.ceph.crush.facts import NONE, ONE, RULE_TYPES, Rule
+from vmlib.ceph.crush.read_json import parse, unique
+from vmlib.ceph.numbers import decimal, whole
 from vmlib.ceph.object_hash import object_hash
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId, Placement, first_of, keep, prefer
@@ -50,7 +51,13 @@ class OSDMap:
     @classmethod
     def load(cls, path: str | Path, *, crush: CrushMap) -> Self:
         """Read what `ceph osd dump -f json` (or `osdmaptool --dump json`) wrote to a file."""
-        return cls.from_json(parse(Path(path).read_text(encoding="utf-8")), crush=crush)
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            rule = "is a binary map; `osdmaptool FILE --dump json` makes JSON of it"
+            raise BadInput(path.name, rule) from error
+        return cls.from_json(parse(text), crush=crush)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, crush: CrushMap) -> Self:
@@ -60,7 +67,9 @@ class OSDMap:
     @classmethod
     def build(cls, crush: CrushMap, pools: Iterable[Pool], *, epoch: int = 1) -> Self:
         """Return a map in which every device of a CRUSH map is up and in."""
-        table = {pool.pool: pool for pool in pools}
+        table: dict[int, Pool] = {}
+        for i, pool in enumerate(pools):
+            unique(table, pool.pool, pool, f"pools[{i}].pool")
         osds = {osd: Osd(osd) for osd in crush.devices}
         return cls(epoch, crush, osds, table, crush.max_devices)
 
@@ -125,7 +134,7 @@ class OSDMap:
     ) -> Self:
         """Return the next epoch with OSDs marked; `in_` sets the weight to 1.0 or 0."""
         osds = dict(self.osds)
-        for one in [osd] if isinstance(osd, int) else osd:
+        for one in osd if isinstance(osd, Iterable) else [osd]:
             was = self._osd(one)
             weight = was.weight if in_ is None else ONE * in_
             osds[one] = replace(was, up=was.up if up is None else up, weight=weight)
@@ -143,13 +152,18 @@ class OSDMap:
 
     def upmap(self, pgid: str | PgId, osds: Sequence[int]) -> Self:
         """Return the next epoch with a group's whole set given; none takes it back."""
-        changed = _changed(self.pg_upmap, self._pg(pgid), tuple(osds))
+        changed = _changed(self.pg_upmap, self._pg(pgid), self._osds(osds))
         return self._next(pg_upmap=changed)
 
     def upmap_items(self, pgid: str | PgId, exchanges: Sequence[Exchange]) -> Self:
         """Return the next epoch with a group's (from, to) exchanges; none takes them back."""
-        pairs = tuple((old, new) for old, new in exchanges)
-        changed = _changed(self.pg_upmap_items, self._pg(pgid), pairs)
+        pairs = []
+        for i, pair in enumerate(exchanges):
+            known = self._osds(pair, f"exchanges[{i}]")
+            if len(known) != 2:
+                raise BadInput(f"exchanges[{i}]", f"is {pair!r}; it must be (from, to)")
+            pairs.append((known[0], known[1]))
+        changed = _changed(self.pg_upmap_items, self._pg(pgid), tuple(pairs))
         return self._next(pg_upmap_items=changed)
 
     def temp(
@@ -157,8 +171,10 @@ class OSDMap:
     ) -> Self:
         """Return the next epoch with a group's acting set, primary or both, for the time being."""
         pg = self._pg(pgid)
+        if primary is not None:
+            self._osd(primary)
         return self._next(
-            pg_temp=_changed(self.pg_temp, pg, tuple(osds)),
+            pg_temp=_changed(self.pg_temp, pg, self._osds(osds)),
             primary_temp=_changed(self.primary_temp, pg, primary),
         )
 
@@ -171,15 +187,28 @@ class OSDMap:
     def _next(self, **changes: Any) -> Self:
         return replace(self, epoch=self.epoch + 1, **changes)
 
-    def _osd(self, osd: int) -> Osd:
-        if osd not in self.osds:
-            raise BadInput("osd", f"{osd!r} does not exist in this map")
+    def _osd(self, osd: int, field: str = "osd") -> Osd:
+        if whole(osd, field) not in self.osds:
+            raise BadInput(field, f"{osd} does not exist in this map")
         return self.osds[osd]
 
+    def _osds(self, osds: Sequence[int], field: str = "osds") -> tuple[int, ...]:
+        """Return a set of OSDs that exist, in which there may be holes."""
+        if not isinstance(osds, Sequence):
+            raise BadInput(field, f"is {osds!r}; it must be a sequence of OSDs")
+        for i, osd in enumerate(osds):
+            if osd != NONE:
+                self._osd(osd, f"{field}[{i}]")
+        return tuple(osds)
+
     def _pg(self, pgid: str | PgId) -> PgId:
-        pool, seed = read_pgid(pgid, "pgid") if isinstance(pgid, str) else pgid
+        if isinstance(pgid, str):
+            pgid = read_pgid(pgid, "pgid")
+        elif not isinstance(pgid, tuple) or len(pgid) != 2:
+            raise BadInput("pgid", f"is {pgid!r}; it must be as '1.2f' or (1, 0x2f)")
+        pool, seed = pgid
         known = self.pool(pool)
-        if not 0 <= seed < known.pg_num:
+        if not 0 <= whole(seed, "pgid[1]") < known.pg_num:
             raise BadInput(
                 "pgid", f"pool {pool} has the groups {pool}.0 to {pool}.{known.pg_num - 1:x}"
             )
@@ -233,6 +262,4 @@ def _changed(table: Mapping[PgId, Any], pg: PgId, value: Any) -> dict[PgId, Any]
 
 def _part(value: float, field: str) -> int:
     """Return a number from 0 to 1 as 16.16."""
-    if isinstance(value, bool) or not 0 <= value <= 1:
-        raise BadInput(field, f"is {value!r}; it must be from 0 to 1")
-    return int(value * ONE)
+    return int(decimal(value, field, 0, 1) * ONE)

@@ -11,7 +11,9 @@ Left out: quotas, snapshots, cache-tier settings, everything that does not place
 from dataclasses import dataclass
 
 from vmlib.ceph.crush.hashing import MASK, crush_hash
+from vmlib.ceph.numbers import whole
 from vmlib.ceph.object_hash import stable_mod
+from vmlib.errors import BadInput
 
 REPLICATED, ERASURE = 1, 3
 """Pool types."""
@@ -34,6 +36,14 @@ class Pool:
     crush_rule: int = 0
     type: int = REPLICATED
     flags: int = HASHPSPOOL
+
+    def __post_init__(self) -> None:
+        at = f"pool {self.pool_name!r}: "
+        for field, least in (("pool", 0), ("size", 1), ("pg_num", 1), ("pg_placement_num", 0)):
+            whole(getattr(self, field), at + field, least)
+        if self.type not in (REPLICATED, ERASURE):
+            rule = f"is {self.type!r}; pools are replicated (1) or erasure-coded (3)"
+            raise BadInput(at + "type", rule)
 
     @property
     def pgp_num(self) -> int:

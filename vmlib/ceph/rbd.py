@@ -16,6 +16,7 @@ parent's), journals, encryption.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
 from vmlib.units import parse_size
 
@@ -83,7 +84,7 @@ class RbdObjects:
 
         Pieces that follow each other in one object are one extent.
         """
-        if not 0 <= offset <= offset + length <= self.size:
+        if not 0 <= whole(offset, "offset") <= offset + whole(length, "length") <= self.size:
             raise BadInput("offset", f"{offset} + {length} is not within the {self.size} bytes")
         found: list[Extent] = []
         units = self.object_size // self.stripe_unit
@@ -123,11 +124,11 @@ def rbd_objects(
         raise BadInput("prefix", "give the block_name_prefix of `rbd info`, or the image's id")
     if not prefix.startswith("rbd_data."):
         prefix = f"rbd_data.{prefix}" if pool is None else f"rbd_data.{pool}.{prefix}"
-    if not isinstance(order, int) or not LEAST_ORDER <= order <= MOST_ORDER:
-        raise BadInput("order", f"is {order!r}; it must be from {LEAST_ORDER} to {MOST_ORDER}")
+    whole(order, "order", LEAST_ORDER, MOST_ORDER)
     unit = 1 << order if stripe_unit is None else parse_size(stripe_unit, "stripe_unit")
     if (1 << order) % unit:
         raise BadInput("stripe_unit", f"{unit} must divide the object size, {1 << order}")
-    if isinstance(stripe_count, bool) or not isinstance(stripe_count, int) or stripe_count < 1:
-        raise BadInput("stripe_count", f"is {stripe_count!r}; it must be a whole number from 1")
+    whole(stripe_count, "stripe_count", 1)
+    if pool is not None:
+        whole(pool, "pool", 1)
     return RbdObjects(prefix, parse_size(size), order, unit, stripe_count)

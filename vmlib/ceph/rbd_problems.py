@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
+from vmlib.ceph.numbers import whole
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
-from vmlib.errors import BadInput
 from vmlib.units import GIB, KIB, format_size
 
 
@@ -50,8 +50,7 @@ class RbdProblem:
 
 def rbd_problem(seed: int) -> RbdProblem:
     """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    whole(seed, "seed", 0)
     chance = random.Random(seed)
     order = chance.randint(20, 23)
     unit = (1 << order) >> chance.randint(0, 4)

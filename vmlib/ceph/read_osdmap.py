@@ -12,6 +12,7 @@ from typing import Any
 
 from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.ceph.crush.read_json import get, unique
+from vmlib.ceph.numbers import decimal, whole
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
@@ -66,25 +67,12 @@ def read_osdmap(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _between(raw: Any, key: str, at: str, low: int, high: int) -> int:
     field = f"{at}.{key}" if at else key
-    return _within(get(raw, key, at, int), field, low, high)
-
-
-def _within(value: Any, field: str, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadInput(field, f"is {value!r}; it must be a whole number")
-    if not low <= value <= high:
-        raise BadInput(field, f"is {value}; it must be from {low} to {high}")
-    return value
+    return whole(get(raw, key, at, int), field, low, high)
 
 
 def _fixed(raw: Any, key: str, at: str) -> int:
     """Return a decimal number from 0 to 1 as 16.16."""
-    value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInput(f"{at}.{key}", f"is {value!r}; it must be a number")
-    if not 0 <= value <= 1:
-        raise BadInput(f"{at}.{key}", f"is {value}; it must be from 0 to 1")
-    return round(value * ONE)
+    return round(decimal(raw.get(key), f"{at}.{key}", 0, 1) * ONE)
 
 
 def _pool(raw: Any, at: str) -> Pool:
@@ -118,7 +106,7 @@ def _by_pg(data: Mapping[str, Any], key: str, inner: str) -> dict[PgId, Any]:
         if inner == "mappings":
             table[pg] = tuple(_exchange(row, f"{field}[{j}]") for j, row in enumerate(rows))
         else:
-            table[pg] = tuple(_within(row, f"{field}[{j}]", 0, NONE) for j, row in enumerate(rows))
+            table[pg] = tuple(whole(row, f"{field}[{j}]", 0, NONE) for j, row in enumerate(rows))
     return table
 
 
@@ -126,7 +114,7 @@ def _primary_temp(rows: list[Any]) -> dict[PgId, int]:
     if len(rows) % 2:
         raise BadInput("primary_temp", "must have an OSD after each group")
     return {
-        read_pgid(rows[i], f"primary_temp[{i}]"): _within(
+        read_pgid(rows[i], f"primary_temp[{i}]"): whole(
             rows[i + 1], f"primary_temp[{i + 1}]", 0, NONE
         )
         for i in range(0, len(rows), 2)

@@ -12,6 +12,7 @@ from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.explain import REASONS, THEN
 from vmlib.ceph.crush.facts import PROFILES
 from vmlib.ceph.crush.ln import COARSE, COARSE_INVERSE, FINE
+from vmlib.ceph.crush.mapper import check_count
 from vmlib.errors import Unsupported
 
 STEPS = ("take", "emit", "set_choose_tries", "set_chooseleaf_tries", "choose_firstn",
@@ -26,6 +27,7 @@ def for_browser(crush: CrushMap, rule: int | str, n: int, inputs: int = 1024) ->
     numbers are below 2^53, which is where JavaScript's stop being exact.
     """
     wanted = crush.rule(rule)
+    check_count(n)
     if crush.tunables != PROFILES["jewel"]:
         raise Unsupported("tunables: the page's model knows the profile jewel only")
     for i, step in enumerate(wanted.steps):

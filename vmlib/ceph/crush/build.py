@@ -7,6 +7,8 @@ racks, hosts. One rule of each kind comes with the map.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vmlib.ceph.crush.facts import (
     ALGORITHMS,
     ONE,
@@ -17,6 +19,7 @@ from vmlib.ceph.crush.facts import (
     Step,
     Tunables,
 )
+from vmlib.ceph.numbers import decimal, whole
 from vmlib.errors import BadInput
 
 LARGEST = 1_000_000
@@ -37,8 +40,7 @@ def regular_tree(
     Rules: `replicated` (firstn) and `erasure` (indep), both with one device a host.
     """
     for name, value, least in (("racks", racks, 0), ("hosts", hosts, 1), ("osds", osds, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BadInput(name, f"is {value!r}; it must be a whole number from {least}")
+        whole(value, name, least)
     if alg not in ALGORITHMS:
         raise BadInput("alg", f"{alg!r} is unknown; known are {', '.join(ALGORITHMS)}")
     if isinstance(tunables, str):
@@ -49,13 +51,10 @@ def regular_tree(
     count = many_hosts * osds
     if count > LARGEST:
         raise BadInput("osds", f"{count} OSDs are more than {LARGEST}")
-    each = [weight] * count if isinstance(weight, int | float) else list(weight)
+    each = list(weight) if isinstance(weight, Sequence | np.ndarray) else [weight] * count
     if len(each) != count:
         raise BadInput("weight", f"there are {len(each)} weights for {count} OSDs")
-    for i, one in enumerate(each):
-        if not 0 <= one <= 65535:
-            raise BadInput(f"weight[{i}]", f"is {one}; a weight is from 0 to 65,535")
-    fixed = [round(one * ONE) for one in each]
+    fixed = [round(decimal(one, f"weight[{i}]", 0, 65535) * ONE) for i, one in enumerate(each)]
 
     types = {0: "osd", 1: "host"} | ({2: "rack", 3: "root"} if racks else {2: "root"})
     top = max(types)

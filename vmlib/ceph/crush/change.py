@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ONE, Bucket, Device
+from vmlib.ceph.numbers import decimal
 from vmlib.errors import BadInput
 
 
@@ -19,8 +20,7 @@ def reweighted(crush: CrushMap, item: int | str, weight: float) -> CrushMap:
     number = find(crush, item)
     if number < 0:
         raise BadInput("item", f"{item!r} is a bucket; its weight is the sum of what it holds")
-    if not 0 <= weight <= 65535:
-        raise BadInput("weight", f"is {weight}; a weight is from 0 to 65,535")
+    decimal(weight, "weight", 0, 65535)
     buckets = dict(crush.buckets)
     for holder in [b for b in crush.buckets.values() if number in b.items]:
         _weigh(buckets, holder.id, number, round(weight * ONE))

@@ -19,6 +19,7 @@ from vmlib.ceph.crush.fast import map_many
 from vmlib.ceph.crush.mapper import do_rule
 from vmlib.ceph.crush.read_json import parse, read_json
 from vmlib.ceph.crush.read_text import read_text
+from vmlib.ceph.crush.run import check_weights
 from vmlib.ceph.crush.validate import validate
 from vmlib.ceph.crush.write_json import write_json
 from vmlib.ceph.crush.write_text import write_text
@@ -91,8 +92,9 @@ class CrushMap(MapFacts):
         """Return the devices for input `x`: up to `n`, best first; holes are `NONE`.
 
         `weights` are 16.16 out-weights by device id, missing ones 1.0: 0 is out, 0x8000 keeps
-        half of what the device would get.
+        half of what the device would get. `BadInput` names the argument that is wrong.
         """
+        check_weights(weights)
         return do_rule(self, self.rule(rule), x, n, weights, self.args(choose_args))
 
     def map_many(
@@ -119,6 +121,7 @@ class CrushMap(MapFacts):
         choose_args: int | str | None = None,
     ) -> Trace:
         """Return every draw and every retry of one mapping, as a Trace of kind "map"."""
+        check_weights(weights)
         return explain(self, self.rule(rule), x, n, weights, self.args(choose_args))
 
     def compare(

@@ -21,7 +21,7 @@ from vmlib.ceph.crush.facts import NONE, ONE, ChooseArgs, MapFacts, Rule, Step, 
 from vmlib.ceph.crush.hashing import MASK
 from vmlib.ceph.crush.knobs import knobs_of, set_knob
 from vmlib.ceph.crush.mapper import check_count, do_rule
-from vmlib.ceph.crush.run import UNSET, weight_lookup
+from vmlib.ceph.crush.run import UNSET, check_weights, weight_lookup
 from vmlib.errors import BadInput
 
 PAD = -1
@@ -44,6 +44,7 @@ def map_many(
     check_count(n)
     if engine not in ("numpy", "python"):
         raise BadInput("engine", f"{engine!r} is unknown; there are numpy, python")
+    check_weights(weights)
     inputs = as_inputs(xs)
     out = np.full((len(inputs), n), PAD, np.int32)
     fast = _Many(crush, weights, args) if engine == "numpy" and suits(crush, rule) else None

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from vmlib.errors import BadInput
+
 MASK = 0xFFFFFFFF
 SEED = 1315423911
 FILL_X, FILL_Y = 231232, 1232
@@ -53,6 +55,8 @@ def mix(a: int, b: int, c: int) -> tuple[int, int, int]:
 
 def crush_hash(*words: int) -> int:
     """Return the 32-bit hash of one to five words; each is taken modulo 2^32."""
+    if len(words) not in ROUNDS:
+        raise BadInput("words", f"are {len(words)}; there must be one to five")
     value = SEED
     for word in words:
         value ^= word & MASK
@@ -154,4 +158,6 @@ def _mix_in_place(
 
 def hash_many(*words: Any) -> NDArray[np.uint32]:
     """Return `crush_hash` of integer arrays that broadcast to one shape, as uint32."""
+    if len(words) not in ROUNDS:
+        raise BadInput("words", f"are {len(words)}; there must be one to five")
     return Hasher()(*(np.asarray(word).astype(np.int64).astype(np.uint32) for word in words))

@@ -20,6 +20,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from vmlib.errors import BadInput
+
 TOP = 1 << 48
 """The logarithm of 2^16 in these units: what `crush_ln` is subtracted from."""
 
@@ -95,6 +97,8 @@ FINE = tuple(
 
 def crush_ln(u: int) -> int:
     """Return 2^44 log2(u + 1) as CRUSH computes it, for 0 <= u <= 0xffff."""
+    if not 0 <= u <= 0xFFFF:
+        raise BadInput("u", f"is {u}; it must be a hash of 16 bits")
     number = u + 1
     exponent = min(number.bit_length() - 1, 15)
     normal = number << (15 - exponent)  # 2^15 <= normal <= 2^16

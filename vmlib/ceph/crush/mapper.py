@@ -17,7 +17,7 @@ from vmlib.ceph.crush.knobs import set_knob
 from vmlib.ceph.crush.msr import run_msr
 from vmlib.ceph.crush.run import Run
 from vmlib.ceph.crush.watch import Watch
-from vmlib.errors import BadInput
+from vmlib.ceph.numbers import whole
 
 MOST = 10_000
 """The largest number of replicas asked for at once."""
@@ -25,8 +25,7 @@ MOST = 10_000
 
 def check_count(n: int) -> None:
     """Refuse a count of replicas that no rule can have."""
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST:
-        raise BadInput("n", f"is {n!r}; the number of replicas is from 1 to {MOST}")
+    whole(n, "n", 1, MOST)
 
 
 def do_rule(
@@ -40,7 +39,7 @@ def do_rule(
 ) -> list[int]:
     """Return the devices that `rule` gives `x`: at most `n`, holes of indep as NONE."""
     check_count(n)
-    run = Run(crush, x, weights, args, watch)
+    run = Run(crush, whole(x, "x"), weights, args, watch)
     return run_msr(run, rule, n) if rule.is_msr else run_steps(run, rule, n)
 
 

@@ -7,7 +7,7 @@ name, only ``{"opcode": 10, "arg1": …}``. Rules name types but buckets have bo
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmlib.ceph.crush.facts import (
     ONE,
@@ -19,10 +19,8 @@ from vmlib.ceph.crush.facts import (
     Tunables,
 )
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
+from vmlib.ceph.numbers import decimal, whole
 from vmlib.errors import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 OPCODES = {
     10: "set_choose_local_tries",
@@ -147,11 +145,7 @@ def _step(raw: Any, at: str, numbers: Mapping[str, int]) -> Step:
 
 def _fixed(value: Any, field: str) -> int:
     """Return a decimal weight as 16.16."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInput(field, f"is {value!r}; it must be a number")
-    if not 0 <= value <= 65536:  # also refuses NaN
-        raise BadInput(field, f"is {value}; a weight is from 0 to 65,535")
-    return round(value * ONE)
+    return round(decimal(value, field, 0, 65536) * ONE)
 
 
 def _choose_args(raw: Mapping[str, Any]) -> dict[int, dict[int, BucketArgs]]:
@@ -170,8 +164,7 @@ def _choose_args(raw: Mapping[str, Any]) -> dict[int, dict[int, BucketArgs]]:
                     raise BadInput(f"{at}.weight_set[{j}]", "must be a list of weights")
             ids = get(change, "ids", at, list, [])
             for j, item in enumerate(ids):
-                if isinstance(item, bool) or not isinstance(item, int):
-                    raise BadInput(f"{at}.ids[{j}]", "must be a whole number")
+                whole(item, f"{at}.ids[{j}]")
             change_of = BucketArgs(
                 tuple(
                     tuple(_fixed(w, f"{at}.weight_set[{j}][{k}]") for k, w in enumerate(row))

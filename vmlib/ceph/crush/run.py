@@ -4,13 +4,17 @@ A `Run` knows the map, the input, the out-weights, the weight-set and the tunabl
 lets buckets pick, asks devices whether they are out, and tells a `watch`, if there is one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from vmlib.ceph.crush.buckets import PICKERS, Draw, permuted
 from vmlib.ceph.crush.facts import NONE, ONE, Bucket, ChooseArgs, MapFacts, Weights
 from vmlib.ceph.crush.hashing import crush_hash
 from vmlib.ceph.crush.knobs import knobs_of
 from vmlib.ceph.crush.watch import Watch
+from vmlib.ceph.numbers import whole
+from vmlib.errors import BadInput
 
 UNSET = NONE - 1
 """A place in an answer that is not filled yet."""
@@ -23,6 +27,21 @@ def weight_lookup(weights: Weights) -> Callable[[int], int]:
     if isinstance(weights, Mapping):
         return lambda item: weights.get(item, ONE)
     return lambda item: weights[item] if item < len(weights) else ONE
+
+
+def check_weights(weights: Weights) -> None:
+    """Refuse out-weights that are none: decimals above all, of which 0.5 would mean nothing."""
+    if weights is None:
+        return
+    if isinstance(weights, Mapping):
+        given: Iterable[tuple[int, int]] = weights.items()
+    elif isinstance(weights, Sequence | np.ndarray):
+        given = enumerate(weights)
+    else:
+        raise BadInput("weights", "must be a sequence, or a mapping from OSD ids")
+    for osd, weight in given:
+        if type(weight) is not int or weight < 0:
+            whole(weight, f"weights[{osd}] (16.16, so 0x10000 is 1.0)", 0)
 
 
 def is_out(weight: int, item: int, x: int) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vmlib.ceph.crush.build import regular_tree
 from vmlib.ceph.crush.change import reweighted
 from vmlib.ceph.crush.crush_map import CrushMap
-from vmlib.errors import BadInput
+from vmlib.ceph.numbers import whole
 
 _MULTIPLIER = 2654435761  # Knuth's: neighbouring seeds give inputs that look unrelated
 WEIGHTS = (1, 2, 4, 8)
@@ -60,8 +60,7 @@ class StrawProblem:
 
 def straw_problem(seed: int) -> StrawProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    whole(seed, "seed", 0, (1 << 32) - 1)
     mixed = (seed + 1) * _MULTIPLIER & 0xFFFFFFFF
     first, second, third, fourth = (WEIGHTS[mixed >> shift & 3] for shift in (30, 28, 26, 24))
     return StrawProblem(seed, mixed >> 8 & 0xFFFF, (first, second, third, fourth), mixed >> 6 & 3)

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ALGORITHMS, NONE, ONE, Bucket, Device, Rule, Step, Weights
+from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
 
 LEVELS = (10, 9, 9, 9)
@@ -112,7 +113,8 @@ def movement_by_algorithm(items: int = 20, inputs: int = 1000) -> dict[str, tupl
     An item is added behind or before the others, the last or the first is taken away. Its share
     is that of its weight.
     """
-    xs = range(inputs)
+    xs = range(whole(inputs, "inputs", 1))
+    whole(items, "items", 1)
     everyone = range(items)
     changes = {
         "add at the tail": ([*everyone, items], 1 / (items + 1)),
@@ -145,12 +147,12 @@ def movement_by_level(inputs: int = 20_000) -> tuple[Movement, ...]:
         "one device in each of 81 hosts of a row": range(0, row, host),
         "one device in each of all 810 hosts": range(0, count, host),
     }
-    whole = tree(LEVELS, [ONE] * count)
-    xs = range(inputs)
+    full = tree(LEVELS, [ONE] * count)
+    xs = range(whole(inputs, "inputs", 1))
     found = []
     for what, added in places.items():
         before = [0 if i in added else ONE for i in range(count)]
-        found.append(Movement(what, moved(tree(LEVELS, before), whole, 3, xs), len(added) / count))
+        found.append(Movement(what, moved(tree(LEVELS, before), full, 3, xs), len(added) / count))
     return tuple(found)
 
 
@@ -169,7 +171,7 @@ class Utilisation:
 def utilisation(inputs: int = 65_536, n: int = 3) -> Utilisation:
     """Return how evenly `inputs` placement groups of `n` devices fill 7,290 equal devices."""
     count = prod(LEVELS)
-    counts = device_counts(range(inputs), tree(LEVELS, [ONE] * count), 0, n)
+    counts = device_counts(range(whole(inputs, "inputs", 1)), tree(LEVELS, [ONE] * count), 0, n)
     placements = int(counts.sum())
     binomial = sqrt(placements * (1 / count) * (1 - 1 / count))
     mean = float(counts.mean())
@@ -178,6 +180,8 @@ def utilisation(inputs: int = 65_536, n: int = 3) -> Utilisation:
 
 def pieces(count: int, size: int = PIECE) -> list[range]:
     """Return ranges of inputs that together are the first `count`."""
+    whole(count, "count", 0)
+    whole(size, "size", 1)
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 

@@ -8,6 +8,7 @@ a map that can do no good (a weight-set of the wrong length, a loop of buckets),
 from collections.abc import Iterable, Mapping
 
 from vmlib.ceph.crush.facts import ALGORITHMS, RULE_TYPES, MapFacts
+from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
 
 MAX_WEIGHT = 0xFFFFFFFF
@@ -35,15 +36,8 @@ def validate(crush: MapFacts) -> None:
     _check_loops(crush)
     _check_rules(crush)
     for name in crush.tunables.__dataclass_fields__:
-        _whole(getattr(crush.tunables, name), f"tunables.{name}", 0, MAX_TRIES)
+        whole(getattr(crush.tunables, name), f"tunables.{name}", 0, MAX_TRIES)
     _check_choose_args(crush)
-
-
-def _whole(value: object, field: str, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadInput(field, f"is {value!r}; it must be a whole number")
-    if not low <= value <= high:
-        raise BadInput(field, f"is {value}; it must be from {low} to {high}")
 
 
 def _check_names(table: str, key: str, names: Iterable[str]) -> None:
@@ -58,11 +52,11 @@ def _check_names(table: str, key: str, names: Iterable[str]) -> None:
 
 def _check_devices(crush: MapFacts) -> None:
     for i, device in enumerate(crush.devices.values()):
-        _whole(device.id, f"devices[{i}].id", 0, 1 << 20)
+        whole(device.id, f"devices[{i}].id", 0, 1 << 20)
     if not crush.types or crush.types.get(0) is None:
         raise BadInput("types", "lacks type 0, the type of devices")
     for i, number in enumerate(crush.types):
-        _whole(number, f"types[{i}].type_id", 0, 0xFFFF)
+        whole(number, f"types[{i}].type_id", 0, 0xFFFF)
     _check_names("types", "name", crush.types.values())
     _check_names("rules", "rule_name", [rule.name for rule in crush.rules.values()])
 
@@ -71,7 +65,7 @@ def _check_buckets(crush: MapFacts) -> None:
     names = {device.name: f"devices[{i}]" for i, device in enumerate(crush.devices.values())}
     for i, bucket in enumerate(crush.buckets.values()):
         at = f"buckets[{i}]"
-        _whole(bucket.id, f"{at}.id", -(1 << 20), -1)
+        whole(bucket.id, f"{at}.id", -(1 << 20), -1)
         if bucket.name in names:
             rule = f"{bucket.name!r} is the name of {names[bucket.name]} too"
             raise BadInput(f"{at}.name", rule)
@@ -87,7 +81,7 @@ def _check_buckets(crush: MapFacts) -> None:
             if item not in (crush.devices if item >= 0 else crush.buckets):
                 kind = "device" if item >= 0 else "bucket"
                 raise BadInput(f"{at}.items[{j}].id", f"{item} is no {kind} of this map")
-            _whole(weight, f"{at}.items[{j}].weight", 0, MAX_WEIGHT)
+            whole(weight, f"{at}.items[{j}].weight", 0, MAX_WEIGHT)
         if bucket.weight > MAX_WEIGHT:
             raise BadInput(f"{at}.weight", "the items' weights together exceed 65,535")
         if bucket.alg == "uniform" and len(set(bucket.weights)) > 1:
@@ -121,11 +115,11 @@ def _check_loops(crush: MapFacts) -> None:
 def _check_rules(crush: MapFacts) -> None:
     for i, rule in enumerate(crush.rules.values()):
         at = f"rules[{i}]"
-        _whole(rule.id, f"{at}.rule_id", 0, 255)
+        whole(rule.id, f"{at}.rule_id", 0, 255)
         if rule.type not in RULE_TYPES.values():
             raise BadInput(f"{at}.type", f"{rule.type!r} is no rule type")
-        _whole(rule.min_size, f"{at}.min_size", 0, 255)
-        _whole(rule.max_size, f"{at}.max_size", 0, 255)
+        whole(rule.min_size, f"{at}.min_size", 0, 255)
+        whole(rule.max_size, f"{at}.max_size", 0, 255)
         for j, step in enumerate(rule.steps):
             where = f"{at}.steps[{j}]"
             if step.op not in OPS:
@@ -134,11 +128,11 @@ def _check_rules(crush: MapFacts) -> None:
                 if step.arg1 not in (crush.devices if step.arg1 >= 0 else crush.buckets):
                     raise BadInput(f"{where}.item", f"{step.arg1} is not in this map")
             elif step.op in CHOICES:
-                _whole(step.arg1, f"{where}.num", -MAX_TRIES, MAX_TRIES)
+                whole(step.arg1, f"{where}.num", -MAX_TRIES, MAX_TRIES)
                 if step.arg2 not in crush.types:
                     raise BadInput(f"{where}.type", f"{step.arg2} is no type of this map")
             elif step.op in SETTERS:
-                _whole(step.arg1, f"{where}.num", -MAX_TRIES, MAX_TRIES)
+                whole(step.arg1, f"{where}.num", -MAX_TRIES, MAX_TRIES)
 
 
 def _check_choose_args(crush: MapFacts) -> None:
@@ -158,4 +152,4 @@ def _check_choose_args(crush: MapFacts) -> None:
                     rule = f"must have {size} weights, as the bucket has items"
                     raise BadInput(f"{at}.weight_set[{j}]", rule)
                 for k, weight in enumerate(row):
-                    _whole(weight, f"{at}.weight_set[{j}][{k}]", 0, MAX_WEIGHT)
+                    whole(weight, f"{at}.weight_set[{j}][{k}]", 0, MAX_WEIGHT)

@@ -8,6 +8,7 @@ that no cluster exceeds, and no prediction of what one reaches.
 
 from dataclasses import dataclass
 
+from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
 
 TEN_GIGABIT = 1_250_000_000
@@ -24,8 +25,7 @@ class Ceiling:
 
 def replicated(link: float = TEN_GIGABIT, copies: int = 3) -> Ceiling:
     """Return the ceiling of one primary's node, which is no other PG's replica."""
-    if copies < 1:
-        raise BadInput("copies", f"must be at least 1, not {copies}")
+    whole(copies, "copies", 1)
     return Ceiling(link / max(1, copies - 1), link)
 
 

@@ -13,6 +13,7 @@ nodes, lets time pass, and adds up what they did.
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.client import Client, Operation
 from vmlib.ceph.rados.clustermap import (
     NONE,
@@ -57,9 +58,10 @@ class Cluster:
         resend: float = 3.0,
         settle: bool = True,
     ) -> None:
-        for what, count in (("osds", osds), ("monitors", monitors)):
-            if count < 1:
-                raise BadInput(what, f"must be at least 1, not {count}")
+        for what, count in (("osds", osds), ("monitors", monitors), ("clients", clients)):
+            whole(count, what, 1)
+        if not pools:
+            raise BadInput("pools", "are none; there must be one at least")
         self.engine = Engine(seed)
         self.place = place or RawPlacement(rendezvous)
         first = ClusterMap(1, tuple(OsdState() for _ in range(osds)), tuple(pools))
@@ -118,6 +120,10 @@ class Cluster:
 
     def write(self, name: str, data: bytes, offset: int | None = None, *, client: int = 0) -> None:
         """Write as a client and wait for the acknowledgement."""
+        if not isinstance(data, bytes):
+            raise BadInput("data", f"must be bytes, not {type(data).__name__}")
+        if offset is not None:
+            whole(offset, "offset", 0)
         self._wait(self.clients[client].write(name, data, offset))
 
     def read(self, name: str, *, client: int = 0) -> bytes | None:
@@ -196,6 +202,7 @@ class Cluster:
         self._change(osd, up=False)
 
     def _change(self, osd: int, **fields: bool) -> None:
+        whole(osd, "osd", 0, len(self.osds) - 1)
         for monitor in self.monitors:
             if monitor.leading:
                 monitor.change(osd, fields)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.errors import BadInput
 
@@ -47,8 +48,8 @@ class Pool:
     k: int = 0
 
     def __post_init__(self) -> None:
-        if self.pg_num < 1:
-            raise BadInput("pool.pg_num", f"must be at least 1, not {self.pg_num}")
+        for name, least in (("pg_num", 1), ("size", 1), ("min_size", 1), ("k", 0)):
+            whole(getattr(self, name), f"pool.{name}", least)
         if not max(self.k, 1) <= self.min_size <= self.size:
             raise BadInput("pool.min_size", f"must be {max(self.k, 1)}..{self.size}")
 

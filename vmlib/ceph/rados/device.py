@@ -18,7 +18,7 @@ small write does not cover, and whatever an RBD client writes beside its data.
 
 from dataclasses import dataclass
 
-from vmlib.errors import BadInput
+from vmlib.ceph.numbers import whole
 from vmlib.units import KIB
 
 
@@ -62,15 +62,14 @@ class DeviceBytes:
 
 def write_cost(length: int, backend: Backend = BLUESTORE_HDD) -> DeviceBytes:
     """Return what one transaction that writes `length` bytes costs on one device."""
-    if length < 0:
-        raise BadInput("length", f"must not be negative, but is {length}")
-    whole = -(-length // backend.min_alloc) * backend.min_alloc
+    whole(length, "length", 0)
+    filled = -(-length // backend.min_alloc) * backend.min_alloc
     if backend.name == "filestore":
         return DeviceBytes(data=length, wal=length + backend.kv)
-    csum = 4 * (whole // backend.csum_block)
+    csum = 4 * (filled // backend.csum_block)
     if length < backend.prefer_deferred:
-        return DeviceBytes(wal=length + backend.kv + csum, deferred=whole)
-    return DeviceBytes(data=whole, wal=backend.kv + csum)
+        return DeviceBytes(wal=length + backend.kv + csum, deferred=filled)
+    return DeviceBytes(data=filled, wal=backend.kv + csum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,10 @@ def amplification(
 
     Replicated with `copies`, or erasure-coded when k is given (full stripes: k divides the write).
     """
-    if length < 1:
-        raise BadInput("length", f"must be at least 1, not {length}")
+    whole(length, "length", 1)
+    whole(copies, "copies", 1)
+    whole(k, "k", 0)
+    whole(m, "m", 0)
     each, shards = (-(-length // k), k + m) if k else (length, copies)
     cost = write_cost(each, backend) * shards
     return Amplification(cost.data / length, cost.wal / length, cost.deferred / length)

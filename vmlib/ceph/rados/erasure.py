@@ -18,6 +18,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
 
 POLYNOMIAL = 0x11D
@@ -79,8 +80,8 @@ def invert(matrix: Matrix) -> Matrix:
 @cache
 def generator(k: int, m: int) -> tuple[tuple[int, ...], ...]:
     """Return the (k+m) x k generator: the identity above m coding rows. Every k rows invert."""
-    if k < 1 or m < 0 or k + m > 256:
-        raise BadInput("k, m", f"need k >= 1, m >= 0 and k+m <= 256, not {k}+{m}")
+    whole(k, "k", 1, 256)
+    whole(m, "m", 0, 256 - k)
     powers = [[_power(row, column) for column in range(k)] for row in range(k + m)]
     top = invert(powers[:k])
     return tuple(
@@ -110,15 +111,20 @@ def chunk_size(length: int, k: int) -> int:
 
 def encode(data: bytes, k: int, m: int) -> list[bytes]:
     """Return the k+m chunks of an object; the last data chunk is padded with zeros."""
+    rows = generator(k, m)
     size = chunk_size(len(data), k)
     padded = np.frombuffer(data.ljust(k * size, b"\0"), dtype=np.uint8).reshape(k, size)
-    return [_combine(row, padded).tobytes() for row in generator(k, m)]
+    return [_combine(row, padded).tobytes() for row in rows]
 
 
 def decode(chunks: Mapping[int, bytes], k: int, m: int, length: int) -> bytes:
     """Return the object of `length` bytes from any k of its chunks, keyed by shard number."""
     if len(chunks) < k:
         raise BadInput("chunks", f"{len(chunks)} chunks are here, {k} are needed")
+    if not chunks.keys() <= set(range(k + m)):
+        raise BadInput("chunks", f"are {sorted(chunks)}; shards go from 0 to {k + m - 1}")
+    if {len(chunk) for chunk in chunks.values()} != {chunk_size(length, k)}:
+        raise BadInput("chunks", f"must be of {chunk_size(length, k)} bytes each")
     have = sorted(chunks)[:k]
     stacked = np.array([np.frombuffer(chunks[i], dtype=np.uint8) for i in have], dtype=np.uint8)
     if have == list(range(k)):

@@ -74,6 +74,8 @@ def inject(cluster: Cluster, faults: Sequence[Fault]) -> None:
     for fault in faults:
         if fault.kind not in KINDS:
             raise BadInput("fault.kind", f"{fault.kind!r} is unknown")
+        if fault.start < cluster.engine.now or fault.length < 0:
+            raise BadInput("fault.start", f"{fault} is in the past: it is {cluster.engine.now:g} s")
         begin, end = _actions(cluster, fault, crashed)
         cluster.engine.at(fault.start - cluster.engine.now, begin)
         cluster.engine.at(fault.start + fault.length - cluster.engine.now, end)

@@ -7,10 +7,10 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.cluster import Cluster
 from vmlib.ceph.rados.clustermap import Pool
 from vmlib.ceph.rados.device import DeviceBytes
-from vmlib.errors import BadInput
 from vmlib.units import MIB
 
 KINDS = ("ClientOp", "ClientReply", "RepOp", "RepAck")
@@ -72,8 +72,7 @@ class WriteProblem:
 
 def write_problem(seed: int) -> WriteProblem:
     """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    whole(seed, "seed", 0)
     draw = random.Random(seed)
     if draw.random() < 0.4:
         size = draw.choice((2, 3, 4))
