@@ -79,7 +79,10 @@ def four_addresses(
     cpl: int = 0,
     pagemap: Path = PAGEMAP,
 ) -> FourAddresses:
-    """Follow one address of the guest down to the host's memory. Keywords as in `walk`."""
+    """Follow one address of the guest down to the host's memory. Keywords as in `walk`.
+
+    Raises what `walk` raises: `TableOutsideRam` where a table of the guest's is not in `memory`.
+    """
     found = walk(memory, gva, cr0=cr0, cr3=cr3, cr4=cr4, efer=efer, access=access, cpl=cpl)
     if found.gpa is None:
         assert found.fault is not None

@@ -75,7 +75,7 @@ class HostPages(NamedTuple):
             first, second, third = (int(one, 16) for one in plain["hvas"])
             pages = {int(hva, 16): int(hpa, 16) for hva, hpa in plain["pages"]}
             return cls((first, second, third), pages, plain["host"], plain["recorded"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(Path(path).name, f"is no recording of host pages: {error}") from None
 
     def save(self, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 from vmlib.memory.four import HostAddress, host_address
-from vmlib.memory.paging import ERROR_P, VECTOR_GP
+from vmlib.memory.paging import ERROR_P, VECTOR_GP, check_access
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.walk import Fault, TableMemory, walk
 from vmlib.memory.walk_trace import Setting
@@ -82,6 +82,7 @@ def record_four(
 
     `host` says where an address of the process is in the host's memory: this process's own page
     map, or what one said when it was recorded (`where` and `recorded` then tell where and when).
+    Raises `TableOutsideRam` where a table of the guest's is not in `memory`, and `BadInput`.
     """
     recorder = Recorder("rulers", _TITLE)
     known = [f"{gva:#x}", *["unknown"] * 3]
@@ -99,6 +100,7 @@ def record_four(
         return recorder.finish(replace(origin, recorded=recorded) if recorded else origin)
 
     access = how.get("access", "read")
+    check_access(access)
     does = {"read": "loads from", "write": "stores to", "fetch": "fetches from"}[access]
     note("the guest", "start", f"The guest {does} {gva:#x}. It knows no other address.")
 

@@ -188,8 +188,7 @@ def access_rules(
     An implicit access (a descriptor, the TSS, an event's frame) is a supervisor access at any
     CPL, and EFLAGS.AC does not help it past SMAP.
     """
-    if access not in _ERROR_KIND:
-        raise BadInput("access", f"is 'read', 'write' or 'fetch', not {access!r}")
+    check_access(access)
     if not 0 <= cpl <= 3:
         raise BadInput("cpl", f"is 0 to 3, not {cpl}")
     user = cpl == 3 and not implicit
@@ -214,6 +213,12 @@ def access_rules(
     if not (nx_on or cr4 & CR4_SMEP):
         error_code &= ~ERROR_I
     return AccessRules(needs, refuses, bars, key_denies, error_code)
+
+
+def check_access(access: str) -> None:
+    """Raise `BadInput` for what is no access."""
+    if access not in _ERROR_KIND:
+        raise BadInput("access", f"is 'read', 'write' or 'fetch', not {access!r}")
 
 
 def flag_names(entry: int, level: Level) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from vmlib.memory.paging import (
     AccessRules,
     PagingMode,
     access_rules,
+    check_access,
     paging_mode,
 )
 from vmlib.memory.walk import OUTSIDE, TableMemory, TableOutsideRam, follow
@@ -169,8 +170,10 @@ def translate_gpa(
 ) -> Translation:
     """Walk the second stage for one guest-physical address.
 
-    `table` marks the access to a guest's paging structure. Raises `TableOutsideRam`.
+    `table` marks the access to a guest's paging structure. Raises `TableOutsideRam`, and `BadInput`
+    for what is no access.
     """
+    check_access(access)
     if isinstance(second, Npt):
         return _through_npt(memory, second, gpa, access, table)
     return _through_ept(memory, second, gpa, access, table)

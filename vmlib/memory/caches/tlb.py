@@ -70,6 +70,11 @@ class TlbShape:
         sizes = [size for array in self.arrays for size in array.sizes]
         if len(sizes) != len(set(sizes)):
             raise BadInput("arrays", "hold each size of page once")
+        for level, entries in self.structures.items():
+            if level not in (2, 3, 4, 5) or entries < 1:
+                raise BadInput(
+                    "structures", f"are of level 2 to 5, 1 entry and more: {level} has not"
+                )
 
 
 class Tag(NamedTuple):

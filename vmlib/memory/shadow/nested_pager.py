@@ -14,7 +14,7 @@ from vmlib.errors import BadInput
 from vmlib.memory.nested import walk_nested
 from vmlib.memory.paging import ADDRESS, RW, US, Access, P
 from vmlib.memory.second_stage import Npt, SecondStageExit
-from vmlib.memory.shadow.pages import HostMemory
+from vmlib.memory.shadow.pages import HostMemory, aligned
 from vmlib.memory.shadow.strategy import ShadowAccess, Trap
 from vmlib.memory.slots import MemorySlots
 from vmlib.units import PAGE_SIZE
@@ -80,13 +80,13 @@ class NestedPager:
                 return ShadowAccess(gva, done.exit.gpa, None, None, trap)
 
     def load(self, gva: int, *, cpl: int = 0) -> int | None:
-        """Return the 8 bytes at an address; None on a fault or where it is MMIO."""
-        hpa = self.access(gva, cpl=cpl).hpa
+        """Return the 8 bytes at an aligned address; None on a fault or where it is MMIO."""
+        hpa = self.access(aligned(gva), cpl=cpl).hpa
         return None if hpa is None else self.host.read_u64(hpa)
 
     def store(self, gva: int, value: int, *, cpl: int = 0, ac: bool = False) -> ShadowAccess:
-        """Store 8 bytes, a guest table's or any other: there is no difference here."""
-        done = self.access(gva, "write", cpl=cpl, ac=ac)
+        """Store 8 bytes at an aligned address, a guest table's or not: there is no difference."""
+        done = self.access(aligned(gva), "write", cpl=cpl, ac=ac)
         if done.hpa is not None:
             self.host.write_u64(done.hpa, value)
         return done

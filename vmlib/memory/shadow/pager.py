@@ -37,7 +37,7 @@ from vmlib.memory.paging import (
     paging_mode,
 )
 from vmlib.memory.shadow.entry import leaf_rights, rights_above
-from vmlib.memory.shadow.pages import HostMemory, ShadowPage, page_bytes
+from vmlib.memory.shadow.pages import HostMemory, ShadowPage, aligned, page_bytes
 from vmlib.memory.shadow.strategy import (
     FORGETS,
     WRITE_PROTECT,
@@ -147,12 +147,12 @@ class ShadowPager:
 
     def load(self, gva: int, *, cpl: int = 0) -> int | None:
         """Return the 8 bytes at an aligned address; None on a fault or where it is MMIO."""
-        hpa = self.access(_aligned(gva), cpl=cpl).hpa
+        hpa = self.access(aligned(gva), cpl=cpl).hpa
         return None if hpa is None else self.host.read_u64(hpa)
 
     def store(self, gva: int, value: int, *, cpl: int = 0, ac: bool = False) -> ShadowAccess:
         """Store 8 bytes at an aligned address, a guest table's or any other."""
-        done = self.access(_aligned(gva), "write", cpl=cpl, ac=ac)
+        done = self.access(aligned(gva), "write", cpl=cpl, ac=ac)
         if done.hpa is not None:
             self.host.write_u64(done.hpa, value)
         if done.trap == "emulated":
@@ -301,9 +301,3 @@ class ShadowPager:
         """Return the guest-physical address that the shadow leaf of `gva` stands for."""
         last = self._pages.path(self._root(), gva)[-1]
         return last.leaves[last.index(gva)] | gva & page_bytes(last.level) - 1
-
-
-def _aligned(gva: int) -> int:
-    if gva % 8:
-        raise BadInput("gva", f"is a multiple of 8 here, not {gva:#x}")
-    return gva

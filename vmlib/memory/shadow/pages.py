@@ -41,6 +41,13 @@ def page_bytes(level: int) -> int:
     return 1 << 12 + 9 * (level - 1)
 
 
+def aligned(gva: int) -> int:
+    """Return the address of a word; `BadInput` where it is not a multiple of 8."""
+    if gva % 8:
+        raise BadInput("gva", f"is a multiple of 8 here, not {gva:#x}")
+    return gva
+
+
 class ShadowPage:
     """One shadow table. Its entries themselves are in host RAM at `hpa`."""
 

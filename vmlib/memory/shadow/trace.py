@@ -68,8 +68,11 @@ _AGAIN = ("filled", "dirty", "unsync")
 def batch(pages: int, *, each: bool = False) -> tuple[Deed, ...]:
     """Return what a guest does that gives so many pages another frame, and then reads them.
 
-    The translations are invalidated one by one (`each`), or all at once by a load of CR3.
+    The translations are invalidated one by one (`each`), or all at once by a load of CR3. Raises
+    `BadInput` for more pages than half of the guest's frames.
     """
+    if not 1 <= pages <= len(LETTERS) // 2:
+        raise BadInput("pages", f"are 1 to {len(LETTERS) // 2}, not {pages}")
     deeds: list[Deed] = []
     for page in range(pages):
         deeds.append(("move", page, LETTERS[page + pages]))
