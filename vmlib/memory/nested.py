@@ -102,7 +102,9 @@ def walk_nested(
 ) -> NestedWalk:
     """Walk both stages for one access; keywords are those of `walk`, of the guest.
 
-    `memory` is the host's. Raises `TableOutsideRam` where a table of either stage is not in it.
+    `memory` is the host's. With `set_ad` the bits A and D are set in both stages, where they keep
+    them and the access is allowed. Raises `TableOutsideRam` where a table of either stage is not in
+    `memory`, and `BadInput` for what is no access.
     """
     mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     seen = GuestMemory(memory, second, mode, gva)

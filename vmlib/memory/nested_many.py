@@ -112,7 +112,11 @@ def walk_nested_many(
     maxphyaddr: int = 52,
     implicit: bool = False,
 ) -> NestedMany:
-    """Walk both stages for every address of `gvas`; keywords are those of `walk_nested`."""
+    """Walk both stages for every address of `gvas` (one dimension, integers).
+
+    Keywords are those of `walk_nested`, but `set_ad`, and so is the outcome for each address.
+    Raises `BadInput` for what is no address or no access.
+    """
     mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     addresses = as_addresses(gvas)
     out = NestedMany.empty(len(addresses))

@@ -51,7 +51,10 @@ class Setting(TypedDict, total=False):
 def record_walk(
     memory: TableMemory, gva: int, *, caches: Caches = "cold", **how: Unpack[Setting]
 ) -> Trace:
-    """Return the trace of `walk` for one access; keywords are those of `walk`, but `set_ad`."""
+    """Return the trace of `walk` for one access; keywords are those of `walk`, but `set_ad`.
+
+    Raises what `walk` raises, and `BadInput` for what is no state of `caches`.
+    """
     done = walk(memory, gva, **how)
     cells = [
         Cell(i, 0, False, s.level, s.index, s.gpa, s.gpa, s.entry) for i, s in enumerate(done.steps)
@@ -67,7 +70,10 @@ def record_walk_nested(
     caches: Caches = "cold",
     **how: Unpack[Setting],
 ) -> Trace:
-    """Return the trace of `walk_nested` for one access; keywords are those of `walk_nested`."""
+    """Return the trace of `walk_nested` for one access; keywords are those of `walk_nested`.
+
+    Raises what `walk_nested` raises, and `BadInput` for what is no state of `caches`.
+    """
     done = walk_nested(memory, gva, second, **how)
     cells = [
         Cell(s.column, s.row, s.space == "host", s.level, s.index, s.gpa, s.hpa, s.entry)

@@ -17,7 +17,10 @@ _IN_A_GUEST = "Intel SDM vol. 3C, 26.1.2"
 
 
 class CachedMmu(Mmu):
-    """One logical processor of Intel's. It starts as the host."""
+    """One logical processor of Intel's. It starts as the host.
+
+    `SpecViolation` where it refuses an instruction, `BadInput` where no guest runs that could exit.
+    """
 
     def vm_entry(
         self,

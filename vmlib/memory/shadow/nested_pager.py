@@ -24,6 +24,7 @@ class NestedPager:
     """Nested tables, filled one page at a time as the guest touches its memory.
 
     `host`, `slots` and the addresses are those of `ShadowPager`; the registers are the guest's.
+    Raises `BadInput` where the tables need more room than there is from `at` to `end`.
     """
 
     def __init__(

@@ -58,7 +58,8 @@ class ShadowPager:
     `host` is host-physical memory; the slots' `hva` are addresses in it, and shadow tables lie in
     it from `at` to `end`. `host_page` is the largest page that the slots' memory is mapped with:
     where it allows, a large guest page keeps a large shadow leaf. The registers are the guest's.
-    `forget` leaves one duty undone, for those who want to see what it is for.
+    `forget` leaves one duty undone, for those who want to see what it is for. Raises `Unsupported`
+    for a guest that is not modelled, and `BadInput` for no room for 16 shadow pages.
     """
 
     def __init__(
