@@ -20,7 +20,7 @@ from vmlib.memory.paging import CR4_SMAP, CR4_SMEP, NX, PCD, PS, PWT, RW, US, A,
 pytestmark = pytest.mark.needs("qemu-system-x86_64", "box")
 
 CPUS = {4: "max,-la57", 5: "max"}
-KERNEL_TEXT = 0xFFFF_FFFF_8100_0000  # __START_KERNEL_map + 16 MiB: Linux Documentation/arch/x86/mm
+KERNEL_TEXT = 0xFFFF_FFFF_8100_0000  # 16 MiB on: Linux Documentation/arch/x86/x86_64/mm.rst
 FLAGS = tuple(zip("XGPDACTUW", (NX, G, PS, D, A, PCD, PWT, US, RW), strict=True))
 RIGHTS = {
     (True, True): "user's, writable",
