@@ -107,10 +107,13 @@ def _deliver_real(cpu: EventCpu, memory: Memory, event: Event) -> None:
     if 4 * event.vector + 3 > cpu.idt.limit:
         raise Fault(GP, 0, _beyond(event, cpu.idt))
     ip, selector = struct.unpack("<HH", memory.read(cpu.idt.base + 4 * event.vector, 4))
-    sp = cpu.rsp & 0xFFFF
-    for word in (cpu.rflags & 0xFFFF, cpu.cs.selector, cpu.rip & 0xFFFF):
-        sp = (sp - 2) & 0xFFFF
-        memory.write(cpu.ss.base + sp, struct.pack("<H", word))
+    frame = struct.pack("<3H", cpu.rip & 0xFFFF, cpu.cs.selector, cpu.rflags & 0xFFFF)
+    sp = cpu.rsp - len(frame) & 0xFFFF
+    if sp + len(frame) <= 1 << 16:
+        memory.write(cpu.ss.base + sp, frame)
+    else:  # the stack goes on at the other end of its segment
+        for at in range(0, len(frame), 2):
+            memory.write(cpu.ss.base + (sp + at & 0xFFFF), frame[at : at + 2])
     cpu.rsp = cpu.rsp & ~0xFFFF | sp
     cpu.rflags &= ~(TF | IF | RF | 1 << 18)
     cpu.cs = Segment(selector, selector << 4, cpu.cs.limit, cpu.cs.attributes)

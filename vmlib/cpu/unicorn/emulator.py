@@ -37,17 +37,14 @@ class Emulator:
         self.halted = raw.U32.from_address(cpu + raw.HALTED)
         """1 after a HLT."""
         self._unchecked = ctypes.c_uint8.from_address(handle.value + raw.NO_EXIT_REQUEST)
-        self._unchecked.value = 1
+        self._unchecked.value = True
+        self.counting = False
+        """Whether the last start had a limit."""
         self.executed = raw.U64.from_address(handle.value + raw.COUNTER)
         """Instructions of the last `start` that had a limit; the one it stopped at counts too."""
         self.view = memoryview((ctypes.c_char * raw.ENV_SIZE).from_address(self.env)).cast("B")
         """CPUX86State itself, writable."""
         self._prime()
-
-    @property
-    def counting(self) -> bool:
-        """Whether the last start had a limit."""
-        return not self._unchecked.value
 
     def start(self, limit: int = 0) -> int:
         """Run from raw.RIP until something stops it, at most `limit` instructions; 0 is no limit.
@@ -60,10 +57,12 @@ class Emulator:
         a limit is translated without those looks (`no_exit_request`), and sees a stop only between
         blocks. Changing from one to the other drops all translations.
         """
-        if self._unchecked.value == bool(limit):
+        if self.counting != bool(limit):
+            self.counting = bool(limit)
             self._unchecked.value = not limit
             self.forget_code()
-        return int(_emu_start(self._handle, self.rip, 0, 0, limit))
+        error: int = _emu_start(self._handle, self.rip, 0, 0, limit)
+        return error
 
     def stop(self) -> None:
         """Leave soon; without a limit between two blocks. From another thread only then."""

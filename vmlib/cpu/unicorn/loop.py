@@ -65,7 +65,7 @@ class EmulatorLoop(Unfinished):
                 error = self._emu.start()
                 self._inside = False
                 ended = traps.exit
-                if ended is None or not traps.stopped_in_time:
+                if ended is None or not traps.in_time:
                     ended = self._enter(stepping=False, started=error)
                     assert ended is not None, "only a step ends without an exit"
                     return ended

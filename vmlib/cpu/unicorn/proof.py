@@ -102,6 +102,29 @@ def _check_run(handle: Any, cpu: int) -> None:
     raw.emu_start(handle, raw.U64(0), raw.U64(0), raw.U64(0), raw.SIZE(0))
     if _u32_at(cpu + raw.ENV + raw.IS_INT) != 1:
         raise _unknown("exception_is_int is elsewhere")
+    _check_hook(handle)
+
+
+def _check_hook(handle: Any) -> None:
+    """Prove where a hook keeps that it is about to be deleted: the INT is told, and then not."""
+    seen: list[int] = []
+    callback = raw.INTERRUPT_HOOK(lambda _, vector, __: seen.append(vector))
+    address = ctypes.cast(callback, raw.POINTER).value
+    number = raw.SIZE()
+    everywhere = raw.U64(1), raw.U64(0), raw.INT(0)
+    kind = raw.INT(raw.HOOK_INTERRUPT)
+    raw.check(
+        "hook",
+        raw.short.uc_hook_add(handle, ctypes.byref(number), kind, callback, None, *everywhere),
+    )
+    there = _peek(number.value, raw.HOOK.size)
+    if there != raw.HOOK.pack(raw.HOOK_INTERRUPT, 0, 1, 0, 0, 0, 1, 0, address):
+        raise _unknown("a hook is laid out otherwise")
+    for deleted in (0, 1):
+        ctypes.c_uint8.from_address(number.value + raw.HOOK_DELETED).value = deleted
+        raw.emu_start(handle, raw.U64(0), raw.U64(0), raw.U64(0), raw.SIZE(0))
+    if seen != [0x2B]:
+        raise _unknown(f"of an INT 0x2b a hook that was there and one that was not say {seen}")
 
 
 def _u32_at(address: int) -> int:

@@ -36,6 +36,11 @@ EFER, ERROR_CODE, IS_INT, OLD_EXCEPTION = 592, 5384, 5388, 5496
 CPU, COUNTER, HALTED, ENV = 440, 1368, 33176, 35408
 CONTEXT_SIZE, NO_EXIT_REQUEST = 2016, 2034
 DR0_RAW, DR6_RAW, DR7_RAW = 5400, 5448, 5456
+HOOK = struct.Struct("=5iB3x3Q")
+"""A hook: kind, instruction, references, operation, its flags, whether it is about to be deleted,
+first and last address, callback. `uc_hook_add` returns its address."""
+HOOK_DELETED = 20
+"""The offset of the flag in it. While it is set nobody is called."""
 SEGMENT = struct.Struct("=I4xQII")
 
 # Registers that only the library's own calls read and write.
@@ -70,8 +75,10 @@ emu_start = uclib.uc_emu_start
 short = ctypes.PyDLL(uclib._name)
 ctl = short.uc_ctl
 
-OUT_HOOK = ctypes.CFUNCTYPE(None, POINTER, U32, INT, U32, POINTER)
-IN_HOOK = ctypes.CFUNCTYPE(U32, POINTER, U32, INT, POINTER)
+# The two that are called most take the engine's handle as one byte and leave the last argument,
+# which is NULL, where it is: what is passed in registers need not be made into Python's integers.
+OUT_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_int8, U32, INT, U32)
+IN_HOOK = ctypes.CFUNCTYPE(U32, ctypes.c_int8, U32, INT)
 CPUID_HOOK = ctypes.CFUNCTYPE(INT, POINTER, POINTER)
 PLAIN_HOOK = ctypes.CFUNCTYPE(None, POINTER, POINTER)
 INVALID_HOOK = ctypes.CFUNCTYPE(ctypes.c_bool, POINTER, POINTER)

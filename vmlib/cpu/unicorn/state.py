@@ -7,6 +7,7 @@ target/i386/cpu.h: `cpu_x86_load_seg_cache`; helper.c: `cpu_x86_update_cr0`).
 """
 
 import struct
+from functools import lru_cache
 
 from vmlib.cpu.events import EventCpu
 from vmlib.cpu.linear import Fault, Memory, OutsideRam
@@ -249,12 +250,22 @@ def write_debug(emu: Emulator, debug: tuple[int, ...]) -> None:
 
 
 def _segment(flat: tuple[int, ...], i: int) -> Segment:
-    selector, base, limit, flags = flat[4 * i : 4 * i + 4]
-    return Segment(selector, base, limit, flags >> 8 & 0xF0FF)
+    return _known_segment(*flat[4 * i : 4 * i + 4])
 
 
 def _table(flat: tuple[int, ...], i: int) -> Table:
-    return Table(flat[4 * i + 1], flat[4 * i + 2])
+    return _known_table(*flat[4 * i + 1 : 4 * i + 3])
+
+
+# They are read at every event and seldom change.
+@lru_cache(maxsize=256)
+def _known_segment(selector: int, base: int, limit: int, flags: int) -> Segment:
+    return Segment(selector, base, limit, flags >> 8 & 0xF0FF)
+
+
+@lru_cache(maxsize=256)
+def _known_table(base: int, limit: int) -> Table:
+    return Table(base, limit)
 
 
 def may_use_ports(emu: Emulator, memory: Memory, port: int, size: int) -> bool:

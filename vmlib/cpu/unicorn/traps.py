@@ -6,7 +6,8 @@ emulator stops differs:
 
 * A load, an exception: at once, before the instruction.
 * IN and OUT: for each, the processor's own I/O breakpoint is set on the port that is being used,
-  while it is used. Its trap comes right behind the instruction.
+  while it is used. Its trap comes right behind the instruction, and ends the run because for that
+  moment nobody is called for exceptions.
 * A store to a device, CPUID: at the end of the translated block, many instructions late. The
   registers as they are *now* are kept, stores to RAM are suppressed, and after the stop everything
   since is undone (`undo`).
@@ -34,6 +35,7 @@ SYSCALL, SYSENTER, STEPPED = -1, -2, -3
 REFUSED = object()
 """What a port's write handler returns to let the guest leave after all."""
 
+_MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 _STRINGS = (b"\x6c", b"\x6d", b"\x6e", b"\x6f")
 _CS64 = 1 << 15
@@ -66,6 +68,8 @@ class Traps:
         self.redo: tuple[int, int] | None = None
         """RIP and RAX to go back to, so that an IN is executed again with its answer."""
         self.must_undo = False
+        self.in_time = False
+        """Whether the guest stops at the noted exit and nothing has to be put right then."""
         self.counted = 0
         """Instructions executed when the late stop was asked for."""
         self.answer: int | None = None
@@ -96,11 +100,12 @@ class Traps:
             (raw.HOOK_INSN, raw.CPUID_HOOK(self._on_cpuid), raw.INSN_CPUID),
             (raw.HOOK_INSN, raw.PLAIN_HOOK(self._on_syscall), raw.INSN_SYSCALL),
             (raw.HOOK_INSN, raw.PLAIN_HOOK(self._on_sysenter), raw.INSN_SYSENTER),
-            (raw.HOOK_INTERRUPT, raw.INTERRUPT_HOOK(self._on_interrupt), 0),
             (raw.HOOK_INVALID, raw.INVALID_HOOK(self._on_invalid), 0),
             (raw.HOOK_MEMORY, raw.MEMORY_HOOK(self._on_memory), 0),
         ):
             emu.hook(kind, call, insn)
+        exceptions = emu.hook(raw.HOOK_INTERRUPT, raw.INTERRUPT_HOOK(self._on_interrupt))
+        self._deaf = ctypes.c_uint8.from_address(exceptions + raw.HOOK_DELETED)
         self.map_hole()
 
     def linear_rip(self) -> int:
@@ -116,11 +121,6 @@ class Traps:
         """Let go of the CPU's memory."""
         self._words.release()
         self._flags.release()
-
-    @property
-    def stopped_in_time(self) -> bool:
-        """Whether an exit is noted and nothing has to be put right after it."""
-        return not self.must_undo and self.redo is None and self._debug is not None
 
     def forget(self) -> None:
         """Drop all that is pending."""
@@ -156,11 +156,11 @@ class Traps:
             words = self._words
             words[_DR0], words[_DR6], words[_DR7] = self._debug
             self._debug = None
+            self._deaf.value = self.in_time = False
 
     # --- called by the emulator ---------------------------------------------------------------
 
-    def _on_out(self, _: Any, port: int, size: int, value: int, __: Any) -> None:
-        handler = self._inside.writes.get(port)
+    def _on_out(self, _: int, port: int, size: int, value: int) -> None:
         if self.exit is not None or self.vector is not None:
             return  # the tail of a block that will be undone
         if self.passed:
@@ -168,20 +168,22 @@ class Traps:
             return
         if self._flags[0] & 3 and self._forbidden(port, size):
             return
+        value &= _MASKS[size]
+        handler = self._inside.writes.get(port)
         if handler is not None:
             try:
-                if handler(port, size, value & (1 << 8 * size) - 1) is not REFUSED:
+                if handler(port, size, value) is not REFUSED:
                     self.handled_io += 1
                     return
             except BaseException as error:
                 self._fail(error)
                 return
-        self.exit = io_out(port, size, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self.exit = io_out(port, size, value.to_bytes(size, "little"))
         if self.strings.get(self._words[_RIP] + self._words[_CS], True):
             self._keep_state()
         self._break_at(port)
 
-    def _on_in(self, _: Any, port: int, size: int, __: Any) -> int:
+    def _on_in(self, _: int, port: int, size: int) -> int:
         if self.exit is not None or self.vector is not None:
             return 0
         if self.answer is not None:
@@ -192,7 +194,7 @@ class Traps:
         handler = self._inside.reads.get(port)
         if handler is not None:
             try:
-                value = handler(port, size) & (1 << 8 * size) - 1
+                value = handler(port, size) & _MASKS[size]
                 self.handled_io += 1
                 return value
             except BaseException as error:
@@ -289,6 +291,8 @@ class Traps:
         if self._flags[0] & IO_BREAKPOINT:
             self._debug = words[_DR0], words[_DR6], words[_DR7]
             words[_DR0], words[_DR7] = port, _BREAK_ON_IO
+            self._deaf.value = True
+            self.in_time = not self.must_undo and self.redo is None
             return
         self.redo = None  # the guest wrote DR7, and the digest lost the bit
         self._stop_late()
