@@ -78,6 +78,9 @@ memstore_device_bytes = {device}
 osd_max_pg_per_osd_hard_ratio = 20
 osd_recovery_sleep = 0
 osd_max_backfills = 8
+osd_tier_promote_max_objects_sec = 1000000
+osd_tier_promote_max_bytes_sec = 1000000000000
+osd_agent_delay_time = 0.2
 """
 
 

@@ -324,11 +324,11 @@ def test_page_and_player_name_the_same_source(open_page: Any) -> None:
     assert open_page(html).inner_text("#p .vm-origin") == quiet
 
 
-PLOTLY = """window.calls = []; window.Plotly = {
+PLOTLY = """window.calls = []; window.given = []; window.Plotly = {
   newPlot(place, figure) {
     place.textContent = "drawn"; calls.push(figure.layout); return Promise.resolve(); },
   Plots: { resize() {} },
-  react(place, data, layout) { calls.push(layout); } };"""
+  react(place, data, layout) { calls.push(layout); given.push(data); } };"""
 
 
 def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
@@ -346,6 +346,34 @@ def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
     assert (light["xaxis"]["gridcolor"], dark["xaxis"]["gridcolor"]) == ("#ccc", "#444")
     assert dark["yaxis"]["title"]["text"] == "cost"
     assert light["paper_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_the_slider_of_a_plot_is_worked_by_keyboard(open_page: Any) -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    curves = {"little": [1, 2], "much": [5, 6]}
+    lines = {name: [go.Scatter(x=[1, 2], y=y)] for name, y in curves.items()}
+    steps = [{"label": name, "method": "animate", "args": [[name], {}]} for name in curves]
+    figure = go.Figure(lines["little"], frames=[go.Frame(name=n, data=d) for n, d in lines.items()])
+    figure.update_layout(sliders=[{"currentvalue": {"prefix": "share: "}, "steps": steps}])
+    page = open_page(
+        plot_html(figure, "Two curves.", {"x": [1, 2]}),
+        before=PLOTLY,
+        script=assets.plot_script(),
+    )
+    page.wait_for_function("calls.length === 1")
+    assert "sliders" not in page.evaluate("calls[0]")
+    knob = page.get_by_role("slider", name="share")
+    assert knob.get_attribute("aria-valuetext") == "little"
+    knob.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("given.at(-1)[0].y") == [5, 6]
+    assert knob.get_attribute("aria-valuetext") == "much"
+    assert page.inner_text(".vm-plot-knob output") == "much"
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function("calls.length === 3")
+    assert page.evaluate("given.at(-1)[0].y") == [5, 6], "another theme shows the same curve"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("given.at(-1)[0].y") == [1, 2]
 
 
 def test_without_plotly_the_numbers_are_shown(open_page: Any) -> None:

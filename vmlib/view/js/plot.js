@@ -1,6 +1,8 @@
 // Plots on a static page: draw every figure.vm-plot with the Plotly that the page brings along.
 //
-// Colours come from the page's theme and follow it; without Plotly the data table is opened.
+// Colours come from the page's theme and follow it; without Plotly the data table is opened. Plotly's
+// own slider can't be worked by keyboard and says nothing to a screen reader: a figure that has one
+// gets the browser's instead, under the picture.
 (() => {
   "use strict";
   const drawn = new Set();
@@ -27,19 +29,45 @@
   }
 
   const settings = { displayModeBar: false, responsive: true };
-  const react = ({ place, data }) =>
-    window.Plotly.react(place, data.data, theme(data.layout || {}), settings);
+  const react = ({ place, data, shown }) =>
+    window.Plotly.react(place, shown || data.data, theme(data.layout || {}), settings);
+
+  // Take the slider out of a layout and put the browser's after the picture.
+  function knob(plot, figure) {
+    const { sliders, ...layout } = plot.data.layout || {};
+    if (!sliders || !sliders.every(({ steps }) => steps.every(({ method }) => method === "animate"))) return;
+    plot.data = { ...plot.data, layout };
+    const { steps, active = 0, currentvalue = {} } = sliders[0];
+    const box = document.createElement("label"), range = document.createElement("input"), said = document.createElement("output");
+    box.className = "vm-plot-knob";
+    Object.assign(range, { type: "range", min: 0, max: steps.length - 1, step: 1, value: active });
+    const show = () => {
+      const step = steps[Number(range.value)];
+      said.textContent = step.label;
+      range.setAttribute("aria-valuetext", step.label);
+      return step;
+    };
+    range.addEventListener("input", () => {
+      const frame = plot.data.frames.find(({ name }) => name === show().args[0][0]);
+      plot.shown = plot.data.data.map((trace, i) => ({ ...trace, ...frame.data[i] }));
+      react(plot);
+    });
+    show();
+    box.append((currentvalue.prefix || "").replace(/[:\s]*$/, ": "), range, said);
+    figure.querySelector(".vm-plot-place").after(box);
+  }
 
   function draw(figure) {
     const script = figure.querySelector("script.vm-data");
     const place = figure.querySelector(".vm-plot-place");
     if (!script || !place || figure.dataset.vmReady) return;
-    const data = JSON.parse(script.textContent);
+    const plot = { place, data: JSON.parse(script.textContent), shown: null };
     figure.dataset.vmReady = "yes";
-    const frames = data.frames && data.frames.length ? { frames: data.frames } : {};
-    window.Plotly.newPlot(place, { data: data.data, layout: theme(data.layout || {}), config: settings, ...frames })
+    knob(plot, figure);
+    const { data, layout } = plot.data;
+    window.Plotly.newPlot(place, { data, layout: theme(layout || {}), config: settings })
       .then(() => window.Plotly.Plots.resize(place));  // an empty place has no width to go by
-    drawn.add({ place, data });
+    drawn.add(plot);
   }
 
   function start() {
