@@ -5,14 +5,12 @@ code at 0x1000, else with a GDT, a TSS and gates at 0x10000.
 """
 
 import os
-import resource
-import threading
 
 import pytest
 from emulator_guests import DEVICE, in_thread, ports, wait_for
-from kvm_guests import boot, take
+from kvm_guests import boot
 
-from vmlib.cpu import Budget, Halt, IoOut, Mmio, Registers, SystemRegisters, open_vm
+from vmlib.cpu import Budget, Halt, Registers, SystemRegisters, open_vm
 from vmlib.devices import PicPair
 from vmlib.errors import BadInput
 
@@ -45,9 +43,13 @@ def test_locked_instructions_of_two_vcpus_are_exact():
     assert count_with_two(parallel=False) == 2 * COUNT
 
 
-def test_vcpus_may_run_at_the_same_moment():
-    """Then updates are lost, now and then more than one by a late store of the other vCPU."""
-    assert 0 < count_with_two(parallel=True) <= 2 * COUNT
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs at a time")
+def test_vcpus_that_run_at_the_same_moment_lose_updates():
+    """This is what taking turns is for. How many are lost is chance, and so is a run with none."""
+    counts = [2 * COUNT]
+    while counts[-1] == 2 * COUNT and len(counts) < 20:
+        counts.append(count_with_two(parallel=True))
+    assert 0 < counts[-1] < 2 * COUNT
 
 
 def test_code_written_while_it_runs_is_seen(vm, guest):
@@ -61,34 +63,6 @@ def test_code_written_while_it_runs_is_seen(vm, guest):
 
 
 # --- an orderly end -------------------------------------------------------------------------------
-
-
-def in_use():
-    """Open descriptors, threads, and resident pages of this process."""
-    with open("/proc/self/statm") as statm:
-        pages = int(statm.read().split()[1])
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), pages
-
-
-def test_a_thousand_vms_leave_nothing_behind():
-    """mov [DEVICE], al; out 0x10, al; hlt."""
-
-    def one():
-        with open_vm("unicorn", "1M") as vm:
-            bell = vm.doorbell(0x50, 1)
-            vcpu = boot(vm, "a2 00 00 20 00 e6 50 e6 10 f4", bits=32)
-            assert [type(one) for one in take(vcpu, 3)] == [Mmio, IoOut, Halt]
-            assert bell.take() == 1
-
-    for _ in range(100):
-        one()
-    fds, threads, pages = in_use()
-    for _ in range(900):
-        one()
-    more_fds, more_threads, more_pages = in_use()
-    assert more_fds == fds
-    assert more_threads == threads
-    assert (more_pages - pages) * resource.getpagesize() < 8 << 20
 
 
 def test_closed_is_closed():
@@ -151,14 +125,14 @@ def test_ports_and_doorbells_that_cannot_be_say_why(vm):
         (lambda: vm.doorbell(0x61, 1), "0x61 has a handler or a doorbell already"),
         (lambda: vm.handle_ports(0x4F, 2, int, int), "0x50 has a handler or a doorbell already"),
         (lambda: vm.handle_ports(0xFFFF, 2, int, int), r"0xffff\+2 is not within"),
-        (lambda: vm.doorbell(0x70, 3), "1, 2 or 4 bytes"),
-        (lambda: vm.doorbell(0x70, 8), "1, 2 or 4 bytes"),
-        (lambda: vm.doorbell(0x1000, 4, mmio=True), "lies in RAM"),
         (vm.create_irqchip, "give it a model of one"),
         (lambda: vm.set_irq(1, True), "call create_irqchip"),
     ):
         with pytest.raises(BadInput, match=says):
             call()
+    vm.create_irqchip(PicPair())
+    with pytest.raises(BadInput, match="there already"):
+        vm.create_irqchip(PicPair())
     vm.vcpu()
     with pytest.raises(BadInput, match="before the first vCPU"):
         vm.create_irqchip(PicPair())

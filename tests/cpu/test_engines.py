@@ -1,10 +1,14 @@
 """Both engines, asked the same things: exits, budgets, kicks, and guests that behave badly."""
 
 import os
+import random
+import resource
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+from kvm_guests import boot
 
 from vmlib.cpu import (
     Budget,
@@ -14,7 +18,11 @@ from vmlib.cpu import (
     IoOut,
     Kicked,
     Mmio,
+    MsrRead,
+    Registers,
+    Segment,
     Shutdown,
+    Table,
     open_vm,
     probe,
 )
@@ -25,6 +33,7 @@ BOTH = [
     pytest.param("kvm", marks=pytest.mark.needs("kvm")),
 ]
 LOOP = "eb fe"  # jmp to itself
+OUTS = "e6 10 eb fc"  # out 0x10, al, for ever
 
 
 @pytest.fixture(params=BOTH)
@@ -156,6 +165,30 @@ def test_kick_from_another_thread(start):
     assert vcpu.run() == Kicked()
 
 
+@pytest.mark.parametrize("code", [LOOP, OUTS], ids=["inside", "between"])
+def test_no_kick_is_lost(start, code):
+    """A kick at any moment, however the guest goes in and out, ends one run as Kicked."""
+    rng = random.Random(5)
+    vcpu = start(code, budget=None)
+    guard = threading.Timer(60, os._exit, (99,))
+    guard.start()
+    for _ in range(300):
+        spin = rng.randrange(400)
+
+        def kick(spin=spin):
+            for _ in range(spin):
+                pass
+            vcpu.kick()
+
+        thread = threading.Thread(target=kick)
+        thread.start()
+        while vcpu.run() != Kicked():
+            pass
+        thread.join()
+    guard.cancel()
+    assert vcpu.exits["INTR"] == 300
+
+
 def test_kick_before_run_is_not_lost(start):
     vcpu = start(LOOP)
     vcpu.kick()
@@ -228,18 +261,144 @@ def test_a_closed_vcpu_says_so(start):
             ask()
 
 
-def test_many_vms_leave_nothing_behind(start):
-    def used():
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+def in_use():
+    """Open descriptors, threads, and resident bytes of this process."""
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
+    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    return fds, threads, pages * resource.getpagesize()
 
-    before = used()
-    for _ in range(50):
-        with open_vm(start.engine) as vm:
-            vm.ram.write(0, b"\xf4")
-            vcpu = vm.vcpu()
-            vcpu.set_budget(Budget(seconds=1))
-            assert vcpu.run() == Halt()
-    assert used() == before
+
+def test_a_thousand_vms_leave_nothing_behind(start):
+    """mov [0x10000000], al; out 0x50, al; out 0x10, al; hlt, with a doorbell at 0x50."""
+
+    def one():
+        with open_vm(start.engine, "1M") as vm:
+            bell = vm.doorbell(0x50, 1)
+            vcpu = boot(vm, "a2 00 00 00 10 e6 50 e6 10 f4", bits=32)
+            assert [type(vcpu.run()) for _ in range(3)] == [Mmio, IoOut, Halt]
+            assert bell.take() == 1
+
+    for _ in range(100):
+        one()
+    fds, threads, size = in_use()
+    for _ in range(900):
+        one()
+    more_fds, more_threads, more_size = in_use()
+    assert (more_fds, more_threads) == (fds, threads)
+    assert more_size - size < 8 << 20
+
+
+# --- what the guest is refused, and what its caller is --------------------------------------------
+
+
+def test_a_refusal_that_cannot_be_delivered_is_a_shutdown(start):
+    """mov ecx, 0x1234; rdmsr in protected mode, without an IDT."""
+    vcpu = start("b9 34 12 00 00 0f 32 f4")
+    vcpu.start_protected_mode(0x1000)
+    vcpu.intercept("msr")
+    assert vcpu.run() == MsrRead(0x1234)
+    vcpu.refuse()
+    last = vcpu.run()
+    assert isinstance(last, Shutdown), last
+
+
+def test_a_halt_that_nobody_inside_can_end_is_told_once_more(start):
+    """Saved where a controller could have woken it, restored where there is none."""
+    vcpu = start("f4 43 f4")  # hlt; inc bx; hlt
+    vcpu.run()
+    state = replace(vcpu.save(), halted=True)
+    vcpu.restore(state)
+    assert vcpu.save() == state
+    assert vcpu.run() == Halt()
+    assert vcpu.registers().rbx == 0
+    assert vcpu.run() == Halt()
+    assert vcpu.registers().rbx == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"rax": -1}, "rax: has 64 bits"),
+        ({"r15": 1 << 64}, "r15: has 64 bits"),
+        ({"rip": 1.5}, "rip: has 64 bits"),
+    ],
+)
+def test_registers_that_do_not_fit(start, changed, rule):
+    vcpu = start("f4")
+    with pytest.raises(BadInput, match=rule):
+        vcpu.set_registers(Registers(**changed))
+    assert vcpu.registers().rip == 0x1000
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"fs": Segment(selector=1 << 16)}, r"fs.selector: has 16 bits"),
+        ({"cs": Segment(limit=1 << 32)}, r"cs.limit: has 32 bits"),
+        ({"ss": Segment(base=-1)}, r"ss.base: has 64 bits"),
+        ({"idt": Table(0, 1 << 16)}, r"idt.limit: has 16 bits"),
+        ({"cr3": 1 << 64}, "cr3: has 64 bits"),
+        ({"cr8": 16}, "cr8: has 4 bits"),
+    ],
+)
+def test_system_registers_that_do_not_fit(start, changed, rule):
+    vcpu = start("f4")
+    with pytest.raises(BadInput, match=rule):
+        vcpu.set_system(replace(vcpu.system(), **changed))
+    with pytest.raises(BadInput, match=rule):
+        vcpu.restore(replace(vcpu.save(), system=replace(vcpu.system(), **changed)))
+    assert vcpu.run() == Halt()
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"xsave": b""}, "xsave: has 4096 bytes, not 0"),
+        ({"debug": (1, 2)}, "DR6 and DR7, not 2 values"),
+        ({"debug": (1 << 64, 0, 0, 0, 0, 0)}, "dr0: has 64 bits"),
+        ({"msrs": ((0x174, -1),)}, "MSR 0x174: has 64 bits"),
+        ({"msrs": ((1 << 32, 0),)}, "msrs: has 32 bits"),
+        ({"interrupt": 256}, "from 0 to 255"),
+    ],
+)
+def test_states_that_do_not_fit(start, changed, rule):
+    vcpu = start("f4")
+    with pytest.raises(BadInput, match=rule):
+        vcpu.restore(replace(vcpu.save(), **changed))
+    assert vcpu.run() == Halt()
+
+
+def test_starts_that_do_not_fit(start):
+    vcpu = start("f4")
+    for call, rule in (
+        (lambda: vcpu.start_long_mode(-1, 0, 0x1000), "rip: has 64 bits"),
+        (lambda: vcpu.start_long_mode(0, 0, 1 << 64), "cr3: has 64 bits"),
+        (lambda: vcpu.start_long_mode(0, 0, 0x1001), "address of a page"),
+        (lambda: vcpu.start_protected_mode(1 << 32), "32-bit addresses"),
+        (lambda: vcpu.breakpoints([1 << 64]), "breakpoints: has 64 bits"),
+        (lambda: vcpu.breakpoints(range(5)), "four address registers, not 5"),
+    ):
+        with pytest.raises(BadInput, match=rule):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"address": 0x10, "size": 3}, "width"),
+        ({"address": 0x10, "size": 8}, "width"),
+        ({"address": 0x10000, "size": 1}, "outside"),
+        ({"address": 0xFFFF, "size": 2}, "outside"),
+        ({"address": -1, "size": 1}, "outside"),
+        ({"address": 1 << 52, "size": 4, "mmio": True}, "outside"),
+        ({"address": 0x1000, "size": 4, "mmio": True}, "lies in RAM"),
+        ({"address": 0x10, "size": 1, "match": 256}, "does not fit"),
+    ],
+)
+def test_doorbells_that_nothing_can_ring(start, wrong, rule):
+    with open_vm(start.engine) as vm, pytest.raises(BadInput, match=rule):
+        vm.doorbell(**wrong)
 
 
 def test_real_mode_offsets_are_16_bits(start):

@@ -1,7 +1,5 @@
 """KVM alone: kicks, signals and threads, and nothing lost between them."""
 
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -25,32 +23,6 @@ kvm = pytest.mark.needs("kvm")
 LOOP = "eb fe"
 OUTS = "e6 10 eb fc"  # out 0x10, al, for ever
 OUT = IoOut(0x10, 1, b"\0")
-
-
-@kvm
-@pytest.mark.parametrize("code", [LOOP, OUTS], ids=["inside", "between"])
-def test_no_kick_is_lost(code):
-    """A kick at any moment, however the guest goes in and out, ends one run as Kicked."""
-    rng = random.Random(5)
-    with guest(code) as vcpu:
-        vcpu.set_budget(Budget())
-        guard = threading.Timer(20, os._exit, (99,))
-        guard.start()
-        for _ in range(300):
-            spin = rng.randrange(400)
-
-            def kick(spin=spin):
-                for _ in range(spin):
-                    pass
-                vcpu.kick()
-
-            thread = threading.Thread(target=kick)
-            thread.start()
-            while vcpu.run() != Kicked():
-                pass
-            thread.join()
-        guard.cancel()
-        assert vcpu.exits["INTR"] == 300
 
 
 @kvm

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vmlib.box.image import QEMU, ready
+from vmlib.errors import BadInput, VmlibError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder in which vmlib lies."""
@@ -50,7 +51,7 @@ $b poweroff -f
 """
 
 
-class BoxError(Exception):
+class BoxError(VmlibError):
     """The box itself failed: it did not boot, or stopped answering. Its last words are in it."""
 
 
@@ -121,7 +122,7 @@ class Box:
         """Do the jobs, those of one kind of paging together; return results by name."""
         names = [job.name for job in jobs]
         if len(set(names)) < len(names):
-            raise ValueError(f"every job needs a name of its own: {names}")
+            raise BadInput("jobs", f"every job needs a name of its own: {names}")
         done = {job.name: self._do(job) for job in sorted(jobs, key=lambda job: -job.npt)}
         return {name: done[name] for name in names}
 

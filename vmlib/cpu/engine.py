@@ -114,19 +114,23 @@ class Vcpu(Protocol):
         """The registers now, after finishing a pending instruction."""
 
     def set_registers(self, registers: Registers) -> None:
-        """Replace all general registers, RIP and RFLAGS."""
+        """Replace all general registers, RIP and RFLAGS; `BadInput` for one that does not fit."""
 
     def system(self) -> SystemRegisters:
         """Segments, control registers and tables now, after finishing a pending instruction."""
 
     def set_system(self, system: SystemRegisters) -> None:
-        """Replace them."""
+        """Replace them; `BadInput` for what does not fit or, on KVM, contradicts itself."""
 
     def save(self) -> VcpuState:
         """The full state, after finishing a pending instruction."""
 
     def restore(self, state: VcpuState) -> None:
-        """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
+        """Become what `save` returned, on this engine or another; a pending exit is forgotten.
+
+        `BadInput` for what does not fit, `Unsupported` for what this engine does not have. A halted
+        vCPU that nothing inside could wake says so once more: its next exit is `Halt`.
+        """
 
     def close(self) -> None:
         """Give back what the vCPU holds."""
@@ -192,7 +196,7 @@ class BaseVcpu(ABC):
 
     def start_long_mode(self, rip: int, rsp: int, cr3: int) -> None:
         """64-bit mode with the guest's own page tables at `cr3`, interrupts off."""
-        if cr3 % PAGE_SIZE or cr3 < 0:
+        if cr3 % PAGE_SIZE:
             raise BadInput("cr3", f"is the address of a page, not {cr3:#x}")
         self._start(SystemRegisters.long_mode(cr3), Registers(rip=rip, rsp=rsp))
 
@@ -299,18 +303,6 @@ class BaseVm(ABC, Generic[AnyVcpu]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_ports(first: int, count: int) -> None:
-    """Refuse ranges that the 64 KiB of I/O space do not have."""
-    if first < 0 or count < 1 or first + count > 0x10000:
-        raise BadInput("ports", f"{first:#x}+{count} is not within 0x0..0xffff")
-
-
-def check_vector(vector: int) -> None:
-    """Refuse vectors that no external interrupt has (Intel SDM vol. 3A, 6.2: 0 to 255)."""
-    if isinstance(vector, bool) or not isinstance(vector, int) or not 0 <= vector <= 255:
-        raise BadInput("vector", f"is a number from 0 to 255, not {vector!r}")
 
 
 @dataclass(frozen=True, slots=True)

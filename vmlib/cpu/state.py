@@ -27,6 +27,8 @@ FLAG_BITS = {
 CR0_PE, CR0_ET, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 4, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE = 1 << 5
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+XSAVE_SIZE = 4096
+"""Bytes of a saved XSAVE area: KVM's `struct kvm_xsave`."""
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from vmlib.cpu.capabilities import require
-from vmlib.cpu.engine import INTERCEPTS, check_vector
+from vmlib.cpu.engine import INTERCEPTS
 from vmlib.cpu.exits import (
     BudgetSpent,
     Debug,
@@ -29,7 +29,14 @@ from vmlib.cpu.kvm import abi, oddities
 from vmlib.cpu.kvm import exits as kvm_exits
 from vmlib.cpu.kvm.calls import failure, run_ioctl
 from vmlib.cpu.kvm.entry import KvmEntry, here
-from vmlib.cpu.kvm.file import MAX_BREAKPOINTS, VcpuFile
+from vmlib.cpu.kvm.file import VcpuFile
+from vmlib.cpu.limits import (
+    check_addresses,
+    check_registers,
+    check_state,
+    check_system,
+    check_vector,
+)
 from vmlib.cpu.state import EFER_LMA, Registers, SystemRegisters, VcpuState
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 from vmlib.memory import GuestRam
@@ -129,12 +136,7 @@ class KvmVcpu(KvmEntry):
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
         self._check_mine()
         wanted = tuple(dict.fromkeys(addresses))
-        if len(wanted) > MAX_BREAKPOINTS:
-            raise BadInput(
-                "breakpoints", f"x86 has {MAX_BREAKPOINTS} address registers, not {len(wanted)}"
-            )
-        if any(not 0 <= address < 1 << 64 for address in wanted):
-            raise BadInput("breakpoints", "are linear addresses of 64 bits")
+        check_addresses(wanted)
         self._breakpoints = wanted
         self._arm()
 
@@ -163,6 +165,7 @@ class KvmVcpu(KvmEntry):
     def set_registers(self, registers: Registers) -> None:
         """Replace all general registers, RIP and RFLAGS."""
         self._check_mine()
+        check_registers(registers)
         self._abandon()
         self._file.set_registers(registers)
 
@@ -175,6 +178,7 @@ class KvmVcpu(KvmEntry):
     def set_system(self, system: SystemRegisters) -> None:
         """Replace them; `BadInput` where KVM finds that they contradict each other."""
         self._check_mine()
+        check_system(system)
         self._abandon()
         self._file.set_system(system)
 
@@ -189,6 +193,8 @@ class KvmVcpu(KvmEntry):
 
     def restore(self, state: VcpuState) -> None:
         """Become what `save` returned; `Unsupported` names what this host's KVM does not have."""
+        self._check_mine()
+        check_state(state)
         self._forget()
         if self._irqchip:
             self._file.restore(state)

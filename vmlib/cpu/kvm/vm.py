@@ -22,6 +22,7 @@ from vmlib.cpu.kvm import state as kvm_state
 from vmlib.cpu.kvm.calls import call
 from vmlib.cpu.kvm.file import VcpuFile
 from vmlib.cpu.kvm.vcpu import KvmVcpu
+from vmlib.cpu.limits import check_doorbell
 from vmlib.errors import BadInput, HostUnavailable
 from vmlib.units import format_size, parse_size
 
@@ -117,14 +118,7 @@ class KvmVm(BaseVm[KvmVcpu]):
     ) -> KvmDoorbell:
         """Let writes of `size` bytes (of value `match`, if given) ring instead of exit."""
         self._check_open()
-        if size not in ((1, 2, 4, 8) if mmio else (1, 2, 4)):
-            raise BadInput("size", f"{size} is no width of an {'MMIO' if mmio else 'OUT'} write")
-        if not 0 <= address <= (1 << (52 if mmio else 16)) - size:
-            raise BadInput("address", f"{address:#x} is outside the address space")
-        if mmio and address < self.ram.size:
-            raise BadInput("address", f"{address:#x} lies in RAM, where a write does not exit")
-        if match is not None and not 0 <= match < 1 << 8 * size:
-            raise BadInput("match", f"{match:#x} does not fit {size} byte(s)")
+        check_doorbell(address, size, mmio, match, self.ram.size)
         flags = 0 if mmio else abi.IOEVENTFD_PIO
         if match is not None:
             flags |= abi.IOEVENTFD_DATAMATCH

@@ -1,7 +1,7 @@
 """Events on the emulator: what comes of an exception, a fast call or a waiting interrupt.
 
-Unicorn notes them and does nothing. Here the guest's registers are taken out of it, `events.py`
-and `fast_calls.py` do what a processor does, and what comes of it is put back.
+Unicorn notes them and does nothing. Here the guest's registers are taken out of it, `gates.py` and
+`fast_calls.py` do what a processor does, and what comes of it is put back.
 """
 
 import struct

@@ -45,8 +45,6 @@ class Intercepts:
         self._kinds: set[str] = set()
         self._hooked: set[int] = set()
         self._pages: set[int] = set()
-        self.resume_at: int | None = None
-        """Linear address of an instruction that may pass its hook once."""
         emu.hook(raw.HOOK_NEW_BLOCK, raw.BLOCK_HOOK(self._on_new_block))
 
     def switch_on(self, kinds: Iterable[str]) -> None:
@@ -120,12 +118,12 @@ class Intercepts:
         """Return up to `size` bytes of code at RIP, fewer where the next page is not mapped."""
         at = self._traps.linear_rip()
         memory = self._memory()
-        here = min(size, PAGE_SIZE - at % PAGE_SIZE)
+        here, data = min(size, PAGE_SIZE - at % PAGE_SIZE), b""
         try:
-            data: bytes = memory.read(at, here)
+            data = memory.read(at, here)
             return data + memory.read(at + here, size - here) if here < size else data
         except (Fault, OutsideRam, Unsupported):
-            return data if "data" in locals() else b""
+            return data
 
     # --- called by the emulator ---------------------------------------------------------------
 
@@ -154,9 +152,6 @@ class Intercepts:
     def _on_site(self, _: Any, address: int, __: int, ___: Any) -> None:
         if self._traps.exit is not None or self._emu.hflags.value & 3:
             return  # in an outer ring it is a general-protection fault all by itself
-        if self.resume_at == address:
-            self.resume_at = None
-            return
         code = self.code(_LONGEST)
         for one in sites(code, self._bits()):
             if one.offset == 0:

@@ -14,6 +14,7 @@ from vmlib.cpu.linear import Fault, Memory, OutsideRam
 from vmlib.cpu.state import (
     CR0_PE,
     EFER_LMA,
+    XSAVE_SIZE,
     Registers,
     Segment,
     SystemRegisters,
@@ -31,7 +32,6 @@ _KEPT = 1 << 19 | 1 << 21 | 1 << 24 | 3 << 25  # SMM, SVM guest, I/O breakpoints
 _CPL, _SHADOW = 3, 1 << 3
 _DESC_L, _DESC_B, _DESC_DPL = 1 << 21, 1 << 22, 13
 
-XSAVE_SIZE = 4096
 _XSTATE_BV, _X87_SSE = 512, 3
 MSRS: tuple[int, ...] = (
     0x10,

@@ -5,8 +5,15 @@ from collections.abc import Iterable
 from vmlib.cpu import events
 from vmlib.cpu.budget import Budget, Watchdog
 from vmlib.cpu.capabilities import require
-from vmlib.cpu.engine import INTERCEPTS, check_vector
-from vmlib.cpu.exits import MsrRead, MsrWrite
+from vmlib.cpu.engine import INTERCEPTS
+from vmlib.cpu.exits import Halt, MsrRead, MsrWrite
+from vmlib.cpu.limits import (
+    check_addresses,
+    check_registers,
+    check_state,
+    check_system,
+    check_vector,
+)
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.unicorn.home import Home
@@ -32,6 +39,7 @@ class UnicornVcpu(EmulatorLoop):
     def set_registers(self, registers: Registers) -> None:
         """Replace all general registers, RIP and RFLAGS."""
         self._check_open()
+        check_registers(registers)
         self._abandon()
         state.write_registers(self._emu, registers)
 
@@ -44,6 +52,7 @@ class UnicornVcpu(EmulatorLoop):
     def set_system(self, system: SystemRegisters) -> None:
         """Replace them."""
         self._check_open()
+        check_system(system)
         self._abandon()
         state.write_system(self._emu, system)
         self._intercepts.forget_code()
@@ -60,12 +69,13 @@ class UnicornVcpu(EmulatorLoop):
             debug=state.read_debug(self._emu),
             interrupt=self._vector,
             shadow=state.shadow(self._emu),
-            halted=self._asleep,
+            halted=self._asleep or self._ahead == [Halt()],
         )
 
     def restore(self, saved: VcpuState) -> None:
         """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
         self._check_open()
+        check_state(saved)
         self._forget()
         state.write_xsave(self._emu, saved.xsave)
         state.write_msrs(self._emu, saved.msrs)
@@ -76,7 +86,10 @@ class UnicornVcpu(EmulatorLoop):
         state.set_shadow(self._emu, saved.shadow)
         self._intercepts.forget_code()
         self._vector = saved.interrupt
-        self._asleep = saved.halted
+        if saved.halted and self._controller is None:
+            self._ahead = [Halt()]
+        else:
+            self._asleep = saved.halted
         self._plain = False
 
     # --- what the VMM asks for ----------------------------------------------------------------
@@ -116,9 +129,8 @@ class UnicornVcpu(EmulatorLoop):
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
         self._plain = False
         self._check_open()
-        wanted = list(dict.fromkeys(addresses))
-        if len(wanted) > 4:
-            raise BadInput("breakpoints", f"x86 has four address registers, not {len(wanted)}")
+        wanted = tuple(dict.fromkeys(addresses))
+        check_addresses(wanted)
         for number in self._breakpoints.values():
             self._emu.unhook(number)
         self._breakpoints = {
@@ -145,7 +157,9 @@ class UnicornVcpu(EmulatorLoop):
         if not isinstance(self._pending, MsrRead | MsrWrite):
             raise BadInput("refuse", "no RDMSR or WRMSR is waiting for an answer")
         self._pending = None
-        self._failed = self._deliver(events.Event(events.GP, 0))
+        self._plain = False
+        if (failed := self._deliver(events.Event(events.GP, 0))) is not None:
+            self._ahead.append(failed)
 
     def not_alone(self) -> None:
         """The VM has another vCPU: take turns from now on."""

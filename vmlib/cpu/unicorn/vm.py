@@ -3,14 +3,15 @@
 Unicorn executes instructions faithfully, walks the guest's own page tables, and was made for
 analysing code, not for being a machine. Six habits of it are mended:
 
-* it stops late after port I/O: see `traps.py`; and asked from another thread, in the middle of an
-  instruction: see `Emulator.start`;
+* it stops late after port I/O: see `traps.py`;
+* asked to stop from another thread it does so in the middle of an instruction: see
+  `Emulator.start`;
 * the address at which to stop is a trap when the guest may jump anywhere: it is switched off;
 * it remembers the last fault for ever, so that a second one looks like a double fault: the
   memory is wiped after each;
 * it starts in 64-bit mode without page tables, which no processor has: its hidden state is set to
   that of a real one in any mode (`state.py`);
-* it delivers no exception, INT or interrupt, and no SYSCALL: `events.py` and `fast_calls.py` do.
+* it delivers no exception, INT or interrupt, and no SYSCALL: `gates.py` and `fast_calls.py` do.
 
 vCPUs of one VM take turns, for two emulators do not lock against each other.
 """
@@ -23,14 +24,13 @@ from vmlib.cpu.engine import (
     InterruptController,
     ReadHandler,
     WriteHandler,
-    check_ports,
 )
+from vmlib.cpu.limits import check_doorbell, check_ports
 from vmlib.cpu.unicorn import raw
 from vmlib.cpu.unicorn.traps import REFUSED
 from vmlib.cpu.unicorn.turns import Turns
 from vmlib.cpu.unicorn.vcpu import UnicornVcpu
 from vmlib.errors import BadInput
-from vmlib.units import PAGE_SIZE
 
 VERSION = raw.VERSION
 
@@ -91,12 +91,7 @@ class UnicornVm(BaseVm[UnicornVcpu]):
     ) -> Bell:
         """Let writes of `size` bytes (of value `match`, if given) ring instead of exit."""
         self._check_open()
-        if size not in (1, 2, 4, 8) or (size == 8 and not mmio):
-            raise BadInput("size", f"is 1, 2 or 4 bytes, or 8 in memory; not {size}")
-        if mmio:
-            self._check_outside_ram(address - address % PAGE_SIZE, PAGE_SIZE)
-        else:
-            check_ports(address, 1)
+        check_doorbell(address, size, mmio, match, self.ram.size)
         place = self.bells if mmio else self.writes
         if address in place:
             raise BadInput("address", f"{address:#x} has a handler or a doorbell already")
@@ -134,6 +129,8 @@ class UnicornVm(BaseVm[UnicornVcpu]):
             raise BadInput("controller", "the emulator has none of its own: give it a model of one")
         if self.vcpus:
             raise BadInput("irqchip", "must be there before the first vCPU")
+        if self.controller is not None:
+            raise BadInput("irqchip", "is there already")
         self.controller = controller
         controller.notify(self._wake)
 
