@@ -86,6 +86,14 @@ class Trial:
         """A general register before the instruction."""
         return int(self.before[number])
 
+    def operand(self, size: int) -> bytes:
+        """The first bytes of the operand in ModRM.rm before the instruction."""
+        made = self.made
+        at = made.at if made.memory else WORD * made.rm
+        if not made.memory and made.row.is_fp:
+            at = XMM + 16 * made.rm
+        return self.before.tobytes()[at : at + size]
+
     @property
     def same_low_halves(self) -> bool:
         """Whether the XMM registers differ in their upper 64 bits only."""

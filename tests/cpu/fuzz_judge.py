@@ -78,7 +78,16 @@ def nans(trial: Trial) -> set[int]:
     kind, sign, exponent, width = _kind(trial)
     ours, real = np.ascontiguousarray(_lanes(trial)).view(kind) & kind(sign - 1)
     nan = (ours > kind(exponent)) & (real > kind(exponent))
+    nan &= np.array([int(one) in _quieted(trial, kind, exponent, sign) for one in ours])
     return set(np.nonzero(np.repeat(nan, width))[0].tolist())
+
+
+def _quieted(trial: Trial, kind: type[np.unsignedinteger], exponent: int, sign: int) -> set[int]:
+    """The NaNs that an instruction may return: those of its operands, quiet, or the default one."""
+    quiet = exponent | (exponent & -exponent) >> 1
+    before = trial.before[(XMM + 16 * trial.made.reg) // 8 :][:2].tobytes()
+    lanes = np.frombuffer(before + trial.operand(16), kind)
+    return {int(lane) & sign - 1 | quiet for lane in lanes} | {quiet}
 
 
 def flushed(trial: Trial) -> set[int]:

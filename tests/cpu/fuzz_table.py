@@ -44,6 +44,11 @@ class Row:
     words: frozenset[str]
 
     @property
+    def is_fp(self) -> bool:
+        """Whether it computes in floating point, and ModRM.rm names an XMM register or memory."""
+        return "fp" in self.words
+
+    @property
     def digit(self) -> int | None:
         """The middle of ModRM, if it is part of the opcode."""
         return next((int(word[1]) for word in self.words if word[0] == "/"), None)

@@ -6,7 +6,6 @@ What is undefined was seen on an AMD Zen 5; another CPU may differ in other fiel
 Pages are those of the Intel SDM, vol. 2, by instruction, if nothing else is named.
 """
 
-import numpy as np
 from fuzz_compare import Trial
 from fuzz_guest import MXCSR
 from fuzz_judge import (
@@ -18,6 +17,20 @@ from fuzz_judge import (
     near,
     root_of_denormal,
     source,
+)
+from fuzz_wrong import (
+    bextr,
+    bzhi,
+    dot_product,
+    extrq_immediate,
+    extrq_length,
+    horizontal,
+    insertq,
+    mxcsr_untouched,
+    pdep,
+    popcnt,
+    rsp_a_segment_below,
+    zero_extended,
 )
 
 CF, PF, AF, ZF, SF, OF = 1, 4, 0x10, 0x40, 0x80, 0x800
@@ -109,7 +122,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         (),
         "vol. 1, 10.2.3.1: MXCSR's exception flags",
         mxcsr=STATUS,
-        when=lambda t: "fp" in t.made.row.words,
+        when=lambda t: "fp" in t.made.row.words and mxcsr_untouched(t),
         seen_in="divps",
     ),
     Tolerance(
@@ -128,7 +141,9 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("cmpxchg",),
         "CMPXCHG: AMD APM vol. 3: the destination is not written when it fails",
         fields=("rm",),
-        when=lambda t: t.made.size == 4 and not t.made.memory,
+        when=lambda t: (
+            t.made.size == 4 and not t.made.memory and zero_extended(lambda t: t.made.rm)(t)
+        ),
     ),
     Tolerance(
         "bit scan of zero",
@@ -136,7 +151,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("bsf", "bsr"),
         "AMD APM vol. 3, BSF, BSR: with source 0 the destination is unchanged",
         fields=("gpr",),
-        when=lambda t: t.made.size == 4 and bool(t.real[16] & np.uint64(ZF)),
+        when=lambda t: t.made.size == 4 and zero_extended(lambda t: t.made.reg)(t),
     ),
     Tolerance("blsi CF", "bug", ("blsi",), "BLSI: CF is set if the source is not 0", CF),
     Tolerance(
@@ -146,7 +161,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "BZHI: an index beyond the operand's size leaves the source, and sets CF",
         CF | ZF | SF,
         fields=("gpr",),
-        when=lambda t: t.gpr(t.made.vvvv) & 0xFF >= bits(t) - 1,
+        when=lambda t: t.gpr(t.made.vvvv) & 0xFF >= bits(t) - 1 and bzhi(t),
     ),
     Tolerance(
         "rip-relative",
@@ -162,7 +177,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("ret",),
         "RET: the immediate is unsigned",
         fields=("rsp",),
-        when=lambda t: t.made.imm[-1:] >= b"\x80",
+        when=lambda t: t.made.imm[-1:] >= b"\x80" and rsp_a_segment_below(t),
     ),
     Tolerance(
         "popcnt 66 REX.W",
@@ -171,7 +186,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "vol. 2A, 2.2.1.2: REX.W goes before 66",
         ZF,
         fields=("gpr",),
-        when=lambda t: t.made.size == 8 and b"\x66" in t.made.code[:3],
+        when=lambda t: t.made.size == 8 and b"\x66" in t.made.code[:3] and popcnt(t),
     ),
     Tolerance("lzcnt", "undefined", ("lzcnt",), "LZCNT: OF SF PF AF", OF),
     Tolerance(
@@ -188,7 +203,9 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("extrq",),
         "AMD APM vol. 4, EXTRQ: of the length 6 bits count, and 0 is 64",
         fields=("xmm",),
-        when=lambda t: not t.made.imm and source(t) & 63 == 0 != source(t) & 0xFF,
+        when=lambda t: (
+            not t.made.imm and source(t) & 63 == 0 != source(t) & 0xFF and extrq_length(t)
+        ),
     ),
     Tolerance(
         "extrq immediate",
@@ -196,7 +213,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("extrq",),
         "AMD APM vol. 4, EXTRQ: with immediates the destination is ModRM.rm",
         fields=("xmm", "xmm rm"),
-        when=lambda t: bool(t.made.imm),
+        when=lambda t: bool(t.made.imm) and extrq_immediate(t),
     ),
     Tolerance(
         "insertq",
@@ -204,6 +221,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("insertq",),
         "AMD APM vol. 4, INSERTQ: the other bits of the destination stay",
         fields=("xmm",),
+        when=insertq,
     ),
     Tolerance(
         "flush to zero",
@@ -229,6 +247,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("dpps", "dppd"),
         "DPPS, DPPD: the order of the sums, and the sign of zero",
         fields=("xmm",),
+        lanes=dot_product,
     ),
     Tolerance(
         "bextr width",
@@ -237,9 +256,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "BEXTR: a source of 32 bits; lengths from the operand's size on take all of it",
         ZF | PF,
         fields=("gpr",),
-        when=lambda t: (
-            (t.made.size == 4 and not t.made.memory) or t.gpr(t.made.vvvv) >> 8 & 0xFF >= bits(t)
-        ),
+        when=bextr,
     ),
     Tolerance(
         "pdep upper half",
@@ -247,7 +264,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("pdep",),
         "vol. 1, 3.4.1.1: a result of 32 bits is zero-extended",
         fields=("gpr",),
-        when=lambda t: t.made.size == 4,
+        when=lambda t: t.made.size == 4 and pdep(t),
     ),
     Tolerance(
         "cmpxchg rax",
@@ -255,7 +272,9 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("cmpxchg",),
         "CMPXCHG: AMD APM vol. 3: RAX is not written when it succeeds",
         fields=("rax",),
-        when=lambda t: t.made.size == 4 and bool(int(t.real[16]) & ZF),
+        when=lambda t: (
+            t.made.size == 4 and bool(int(t.real[16]) & ZF) and zero_extended(lambda _: 0)(t)
+        ),
     ),
     Tolerance(
         "lock neg",
@@ -271,7 +290,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         ("phaddw", "phaddd", "phaddsw", "phsubw", "phsubd", "phsubsw"),
         "PHADDW and others: with the destination as source too",
         fields=("xmm",),
-        when=lambda t: not t.made.memory and t.made.reg == t.made.rm,
+        when=lambda t: not t.made.memory and t.made.reg == t.made.rm and horizontal(t),
     ),
     Tolerance(
         "equal ordered",

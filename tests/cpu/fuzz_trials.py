@@ -52,6 +52,8 @@ class Made:
     reg: int = 0
     rm: int = 0
     vvvv: int = 0
+    at: int = 0
+    """Where in the record the operand in memory lies."""
 
     def __str__(self) -> str:
         return f"{self.row.name} {self.size * 8}: {self.code.hex(' ')}"
@@ -104,7 +106,7 @@ class Maker:
             at = code.rindex(b"RIP!")
             code = code[:at] + struct.pack("<i", self.rip_at - end) + code[at + 4 :]
         rip, regs = self.rip_at is not None, (self.reg, self.rm, self.vvvv)
-        return Made(row, code, size, self.fixed, memory, imm, rip, not self.stray, *regs)
+        return Made(row, code, size, self.fixed, memory, imm, rip, not self.stray, *regs, self.at)
 
     def _size(self, words: frozenset[str]) -> tuple[int, bytes, int]:
         """Operand size in bytes, the prefix for it, and REX.W."""
@@ -178,7 +180,7 @@ class Maker:
         """The opcode's last byte, REX bits, ModRM with what follows, memory?, short address?"""
         rng, last = self.rng, row.opcode[-1]
         self.rip_at: int | None = None
-        self.reg = self.rm = self.vvvv = 0
+        self.reg = self.rm = self.vvvv = self.at = 0
         self.stray = False
         if "+r" in words:
             reg = rng.randrange(16)
@@ -209,6 +211,7 @@ class Maker:
         if "bit" in words:  # the bit's number moves the address
             self.fixed[WORD * reg] = rng.randrange(-256, 256) & NONE
         self.stray = bool("al" in words and target % 16)
+        self.at = target - self.base + MEMORY + MIDDLE
         bits, modrm, short = self._address(reg, target, "stk" in words or "bit" in words)
         return bytes([last]), rex | bits, modrm, True, short
 
