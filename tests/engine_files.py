@@ -22,6 +22,7 @@ EMULATOR_FILES = [
     "vmlib/cpu/gates.py",
     "vmlib/cpu/linear.py",
     "vmlib/cpu/fast_calls.py",
+    "vmlib/cpu/controls.py",
     *_SHARED,
 ]
 KVM_FILES = [

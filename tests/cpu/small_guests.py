@@ -29,6 +29,15 @@ class Program:
 SAY_INVALID = {6: ("mov rbx, [rsp]; out 0x16, al; hlt", "48 8b 1c 24 e6 16 f4")}
 """A handler of #UD that shows where it was."""
 
+REFUSED = {
+    32: ("pop ebx; pop ecx; out 0x1d, al; hlt", "5b 59 e6 1d f4"),
+    64: (
+        "mov rbx, [rsp]; mov rcx, [rsp + 8]; out 0x1d, al; hlt",
+        "48 8b 1c 24 48 8b 4c 24 08 e6 1d f4",
+    ),
+}
+"""Handlers of #GP that show the error code and where it was."""
+
 PROGRAMS = [
     Program(
         "arithmetic",
@@ -369,6 +378,91 @@ PROGRAMS = [
             ),
         },
         ring=3,
+    ),
+    # Control registers that a processor refuses.
+    Program(
+        "CR4 without PAE",
+        64,
+        "xor eax, eax; mov cr4, rax",
+        "31 c0 0f 22 e0",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR4 with LA57",
+        64,
+        "mov eax, 0x1020; mov cr4, rax",
+        "b8 20 10 00 00 0f 22 e0",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR4 with PCIDE",
+        64,
+        "mov rax, cr3; or rax, 8; mov cr3, rax; mov eax, 0x20020; mov cr4, rax",
+        "0f 20 d8 48 83 c8 08 0f 22 d8 b8 20 00 02 00 0f 22 e0",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR0 without PG",
+        64,
+        "mov eax, 0x11; mov cr0, rax",
+        "b8 11 00 00 00 0f 22 c0",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR0 without PE",
+        64,
+        "mov eax, 0x80000010; mov cr0, rax",
+        "b8 10 00 00 80 0f 22 c0",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR0 with NW alone",
+        64,
+        "mov r9, cr0; bts r9, 29; mov cr0, r9",
+        "41 0f 20 c1 49 0f ba e9 1d 41 0f 22 c1",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "EFER without LME",
+        64,
+        "mov ecx, 0xc0000080; rdmsr; and eax, ~0x100; wrmsr",
+        "b9 80 00 00 c0 0f 32 25 ff fe ff ff 0f 30",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "LSTAR that is not canonical",
+        64,
+        "mov ecx, 0xc0000082; xor eax, eax; mov edx, 0x10000; wrmsr",
+        "b9 82 00 00 c0 31 c0 ba 00 00 01 00 0f 30",
+        gates={13: REFUSED[64]},
+    ),
+    Program(
+        "CR0 without PE",
+        32,
+        "mov eax, 0x80000010; mov cr0, eax",
+        "b8 10 00 00 80 0f 22 c0",
+        gates={13: REFUSED[32]},
+    ),
+    Program(
+        "CR0 with NW alone",
+        32,
+        "mov eax, 0x20000011; mov cr0, eax",
+        "b8 11 00 00 20 0f 22 c0",
+        gates={13: REFUSED[32]},
+    ),
+    Program(
+        "CR4 with PCIDE",
+        32,
+        "mov eax, 0x20020; mov cr4, eax",
+        "b8 20 00 02 00 0f 22 e0",
+        gates={13: REFUSED[32]},
+    ),
+    Program(
+        "long mode without PAE",
+        32,
+        "mov ecx, 0xc0000080; rdmsr; or eax, 0x100; wrmsr; mov eax, 0x80000011; mov cr0, eax",
+        "b9 80 00 00 c0 0f 32 0d 00 01 00 00 0f 30 b8 11 00 00 80 0f 22 c0",
+        gates={13: REFUSED[32]},
     ),
     # Where this project's host differs.
     Program(

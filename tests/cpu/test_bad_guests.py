@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import bad_guests
@@ -108,10 +109,11 @@ def test_findings_are_reported_with_the_program(tmp_path, how, status):
 
 @pytest.mark.needs("unicorn")
 def test_long_mode_that_lost_its_paging_is_a_failure_of_the_engine():
-    """xor eax, eax; mov cr4, rax; ud2. A processor refuses the second with #GP (Intel SDM vol. 2A,
-    MOV to/from control registers); the emulator lets it, and then no table can be walked."""
+    """UD2 in a state into which no guest gets, for a processor refuses to clear CR4.PAE then, and
+    KVM to be given it. The emulator takes it, and then no table can be walked."""
     with open_vm("unicorn", "256K") as vm:
-        vcpu = boot(vm, "31 c0 0f 22 e0 0f 0b", bits=64, gates={6: "e6 06 f4"})
+        vcpu = boot(vm, "0f 0b", bits=64, gates={6: "e6 06 f4"})
+        vcpu.set_system(replace(vcpu.system(), cr4=0))
         ended = vcpu.run()
         assert isinstance(ended, exits.EngineFailure)
         assert "PAE" in ended.why

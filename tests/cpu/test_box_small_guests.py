@@ -12,16 +12,17 @@ from small_guests import PROGRAMS
 
 NPT, SHADOW = 1, 0
 
-# A fault pushes RF set (Intel SDM vol. 3B, 18.3.1.1). QEMU's processor pushes it clear, and where
-# KVM does not intercept the fault nobody mends that: #DE and #BR, and #PF under nested paging. The
-# address is that of the byte with RF in the frame; then ours, and theirs by kind of paging.
+# A fault pushes RF set (Intel SDM vol. 3B, *Debug Exceptions*). QEMU's processor pushes it clear,
+# and where KVM does not intercept the fault nobody mends that: #DE and #BR, and #PF under nested
+# paging. The address is that of the byte with RF in the frame; then ours, and theirs by kind of
+# paging.
 RF_IN_FRAME = {
     "divide, 32 bits": (0x2EFFE, 1, {NPT: 0, SHADOW: 0}),
     "bounds, 32 bits": (0x2EFFE, 1, {NPT: 0, SHADOW: 0}),
     "paging, 64 bits": (0x2EFEA, 1, {NPT: 0, SHADOW: 1}),
 }
-# A PAE page-directory-pointer entry has no accessed bit, bit 5 is reserved (vol. 3A, 4.4.1). QEMU's
-# processor sets it in the guest's entry; KVM's own walker, under shadow paging, does not.
+# A PAE page-directory-pointer entry has no accessed bit, bit 5 is reserved (vol. 3A, *PAE Paging*).
+# QEMU's processor sets it in the guest's entry; KVM's own walker, under shadow paging, does not.
 ACCESSED_PDPTE = {"paging with PAE, 32 bits": (0x2A000, 0x01, {NPT: 0x21, SHADOW: 0x01})}
 DIFFERENT = RF_IN_FRAME | ACCESSED_PDPTE
 

@@ -103,7 +103,7 @@ def test_rings_of_protected_mode(vm, guest):
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("access", ["e6 10", "e4 10"])
 def test_io_outside_ring_0_needs_iopl(vm, guest, bits, access):
-    """Intel SDM vol. 1, 19.5.1; without it #GP(0), at the instruction."""
+    """Intel SDM vol. 1, *I/O Privilege Level*; without it #GP(0), at the instruction."""
     gates = {13: "e6 66 f4"}
     vcpu = guest(
         f"43 {access} ff c3 f4" if bits == 32 else f"90 {access} ff c3 f4",
@@ -130,7 +130,7 @@ def test_iopl_3_opens_the_ports_to_ring_3(guest, bits):
     ("access", "allowed"), [("e6 10", True), ("e6 11", False), ("e7 10", False), ("e4 10", True)]
 )
 def test_the_tss_opens_single_ports(vm, guest, access, allowed):
-    """Intel SDM vol. 1, 19.5.2: every port of the access has its bit clear."""
+    """Intel SDM vol. 1, *I/O Permission Bit Map*: every port of the access has its bit clear."""
     vcpu = guest(f"{access} f4", bits=64, ring=3, gates={13: "e6 66 f4"})
     system = vcpu.system()
     vcpu.set_system(replace(system, tr=replace(system.tr, limit=0x68 + 0x100)))
@@ -140,7 +140,7 @@ def test_the_tss_opens_single_ports(vm, guest, access, allowed):
 
 @pytest.mark.parametrize(("limit", "allowed"), [(0x6A, False), (0x6B, True)])
 def test_ports_beyond_the_limit_of_the_tss_are_closed(vm, guest, limit, allowed):
-    """Intel SDM vol. 1, 19.5.2: two bytes of the map are read, and both lie within the TSS."""
+    """SDM vol. 1, *I/O Permission Bit Map*: two bytes of it are read, both within the TSS."""
     vcpu = guest("e6 10 f4", bits=64, ring=3, gates={13: "e6 66 f4"})
     system = vcpu.system()
     vcpu.set_system(replace(system, tr=replace(system.tr, limit=limit)))

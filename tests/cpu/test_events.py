@@ -1,6 +1,7 @@
 """Delivery of events: one rule of the manual a test, without an engine.
 
-Sections are those of the Intel SDM, volume 3A, unless another volume is named.
+Sections are those of the Intel SDM, volume 3A, unless another volume is named; chapter 7 is 6 in
+older editions.
 """
 
 import struct
@@ -131,7 +132,7 @@ CODE_32, CODE_64, DATA = 0x00CF9B000000FFFF, 0x00AF9B000000FFFF, 0x00CF93000000F
 PRESENT, WIDE = 1 << 47, pytest.mark.parametrize("bits", [32, 64])
 
 
-# --- real mode (21.1.4; vol. 2A, INT n) -----------------------------------------------------------
+# --- real mode (vol. 3B, *8086 Emulation*; vol. 2A, INT n) ----------------------------------------
 
 
 def test_real_mode_pushes_three_words():
@@ -237,7 +238,7 @@ def test_an_interrupt_gate_clears_if_and_a_trap_gate_does_not(bits):
     ],
 )
 def test_faults_push_rf(event, pushed):
-    """Vol. 3B, 18.3.1.1 (Instruction-Breakpoint Exception Condition): all faults push RF set."""
+    """Vol. 3B, *Instruction-Breakpoint Exception Condition*: all faults push RF set."""
     guest = Guest(64, gates={event.vector: HANDLER})
     deliver(guest.cpu, guest.memory, event)
     assert guest.frame(4)[2 + (event.error_code is not None)] & RF == pushed
@@ -257,7 +258,7 @@ def test_a_ring_change_takes_the_stack_of_the_tss(bits):
 
 @WIDE
 def test_a_conforming_segment_keeps_the_ring(bits):
-    """6.8.1.1 and 7.12.1: the code runs in the ring of the interrupted one, on its stack."""
+    """7.12.1: the code runs in the ring of the interrupted one, on its stack."""
     guest = Guest(bits, ring=3, gates={0x80: HANDLER})
     guest.descriptor(CODE0, (CODE_64 if bits == 64 else CODE_32) | 1 << 42)
     guest.deliver(0x80, None, "software")
@@ -446,7 +447,7 @@ def test_the_inner_stack_segment(selector, descriptor, expected):
 
 
 def test_a_16_bit_tss_has_words():
-    """9.6 (Figure 9-10): SP0 at 2, SS0 at 4."""
+    """*16-Bit Task-State Segment (TSS)*: SP0 at 2, SS0 at 4."""
     guest = Guest(32, ring=3, gates={0x80: HANDLER})
     guest.cpu.tr = Segment(TASK, TSS, 0x2B, 0x83)
     guest.ram.write(TSS, struct.pack("<HHH", 0, 0x6000, DATA0))
@@ -520,7 +521,7 @@ def aliased(ring=0):
 
 
 def test_tables_and_stack_are_linear_addresses():
-    """7.10 and 9.2.1: all of them go through the page tables."""
+    """7.10, and *Task-State Segment (TSS)*: all of them go through the page tables."""
     guest = aliased(ring=3)
     guest.ram.write_u64(TSS + 4, UPPER + STACK)
     for name in ("idt", "gdt"):
@@ -534,7 +535,7 @@ def test_tables_and_stack_are_linear_addresses():
 
 @pytest.mark.parametrize("ring", [0, 3])
 def test_a_page_fault_while_delivering_is_a_supervisors(ring):
-    """5.6 (5.7 of newer editions): implicit accesses count as supervisor's; U stays clear."""
+    """*Determination of Access Rights*: implicit accesses count as supervisor's; U stays clear."""
     guest = aliased(ring)
     guest.ram.write_u64(TABLES + 0x2000 + 8 * 200, 0)
     guest.cpu.idt = Table(UPPER + IDT, 0xFFF)
@@ -547,7 +548,7 @@ def test_a_page_fault_while_delivering_is_a_supervisors(ring):
 
 
 def test_smap_holds_for_delivery_whatever_ac_says():
-    """5.6.1: AC opens pages of ring 3 to explicit accesses only."""
+    """*Determination of Access Rights*: AC opens pages of ring 3 to explicit accesses only."""
     guest = aliased()
     guest.cpu.cr4 |= 1 << 21
     guest.cpu.rflags |= 1 << 18
@@ -593,7 +594,7 @@ def test_a_store_across_two_pages_looks_at_both_before_it_stores():
 
 
 def test_delivery_sets_accessed_and_dirty():
-    """4.8: also for accesses that the processor makes by itself."""
+    """*Accessed and Dirty Flags*: also for accesses that the processor makes by itself."""
     guest = aliased()
     guest.cpu.rsp = UPPER + STACK
     entry = TABLES + 0x2000 + 8 * 200

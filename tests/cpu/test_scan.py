@@ -8,11 +8,12 @@ from collections import Counter
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import capstone
 import pytest
 
-from vmlib.cpu.scan import MAX_LENGTH, Site, instruction_length, sites
+from vmlib.cpu.scan import MAX_LENGTH, Kind, Site, instruction_length, sites
 from vmlib.errors import BadInput
 
 DISASSEMBLERS = {
@@ -27,6 +28,7 @@ WITH_REX = [bytes.fromhex(text) for text in ("41", "48", "66 48", "67 48", "48 6
 ESCAPES = [bytes.fromhex(text) for text in ("", "0F", "0F 38", "0F 3A")]
 IO = {"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"}
 WANTED = ("E4 10", "E7 80", "EC", "EF", "F3 6C", "6F", "0F 30", "0F 32", "0F A2", "0F 22 D8")
+WANTED += ("0F 22 C0", "0F 22 E1")
 
 # Where lengths differ, and why. Each entry says of which bytes (`before`, the prefixes; `opcode`,
 # two bytes from the opcode on), and what is then true of the lengths, `ours` and `theirs`.
@@ -115,8 +117,8 @@ def lengths(codes, bits):
 def kind_of(mnemonic, operands):
     """Return our kind for an instruction as Capstone prints it, or None."""
     name = mnemonic.split()[-1]
-    if name == "mov" and operands.startswith("cr3,"):
-        return "mov_cr3"
+    if name == "mov" and operands.startswith(("cr0,", "cr3,", "cr4,")):
+        return f"mov_{operands[:3]}"
     return "io" if name in IO else name if name in ("rdmsr", "wrmsr", "cpuid") else None
 
 
@@ -188,7 +190,7 @@ def test_lengths_and_sites_are_capstones(check):
                 ours += sites(code, bits)
                 theirs += found
             done.show(f"{bits}-bit: places to stop at in 5,000", len(ours), len(theirs))
-            assert {site.kind for site in theirs} == {"io", "rdmsr", "wrmsr", "cpuid", "mov_cr3"}
+            assert {site.kind for site in theirs} == {*get_args(Kind)}
         assert done.cases > 100_000
     assert met.keys() == CAPSTONE_DIFFERS.keys(), "a listed difference no longer occurs"
 
@@ -435,7 +437,10 @@ def test_what_is_cut_off_has_no_length(bits):
         (32, "0F 30 0F 32 0F A2", [(0, 2, "wrmsr"), (2, 2, "rdmsr"), (4, 2, "cpuid")]),
         (32, "0F 22 D8", [(0, 3, "mov_cr3")]),
         (32, "0F 22 1A", [(0, 3, "mov_cr3")]),
-        (32, "0F 22 C0 0F 22 D0 0F 22 E0 0F 20 D8", []),
+        (32, "0F 22 C0 0F 22 D0 0F 22 E0", [(0, 3, "mov_cr0"), (6, 3, "mov_cr4")]),
+        (32, "0F 20 D8 0F 20 C0 0F 20 E0", []),
+        (64, "44 0F 22 C0 41 0F 22 C0 45 0F 22 E0", [(4, 4, "mov_cr0")]),
+        (64, "44 E4 22", [(0, 3, "io")]),
         (64, "41 0F 22 D9", [(0, 4, "mov_cr3")]),
         (64, "44 0F 22 D8", []),
         (64, "44 66 0F 22 D8", [(0, 5, "mov_cr3")]),
@@ -459,7 +464,9 @@ def test_sites(bits, code, expected):
 def test_every_modrm_of_mov_to_a_control_register(bits):
     for modrm in range(256):
         code = b"\x0f\x22" + bytes((modrm,))
-        assert sites(code, bits) == [Site(0, 3, "mov_cr3")] * (modrm >> 3 & 7 == 3)
+        number = modrm >> 3 & 7
+        expected = [Site(0, 3, f"mov_cr{number}")] if number in (0, 3, 4) else []
+        assert sites(code, bits) == expected
 
 
 def test_too_many_prefixes():

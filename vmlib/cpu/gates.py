@@ -6,8 +6,8 @@ turn; then the fault is delivered instead, or a double fault, or nothing: the *t
 
 Tables and stacks are linear addresses and are walked through the guest's own page tables, as a
 supervisor, whatever ring the guest was in. Intel SDM vol. 3A, chapter 7 (*Interrupt and Exception
-Handling*; 6 in older editions), 21.1.4 for real mode. Left out: task gates, shadow stacks, and
-the frames of virtual-8086 mode.
+Handling*; 6 in older editions); vol. 3B, *8086 Emulation*, for real mode. Left out: task gates,
+shadow stacks, and the frames of virtual-8086 mode.
 """
 
 import struct

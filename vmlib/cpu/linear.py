@@ -1,7 +1,8 @@
 """Guest memory by linear address, as the processor itself uses it for tables and stacks.
 
 Such accesses go through the guest's page tables as a supervisor's, whatever ring the guest is in,
-and set A and D on their way (Intel SDM vol. 3A, 4.6.1: implicit supervisor-mode accesses).
+and set A and D on their way (Intel SDM vol. 3A, *Determination of Access Rights*: implicit
+supervisor-mode accesses).
 """
 
 from typing import Literal, Protocol

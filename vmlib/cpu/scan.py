@@ -2,9 +2,9 @@
 
 The emulator translates a block at a time and runs on to its end unless it is told to look up
 after an instruction. `sites` finds those instructions: port I/O, RDMSR, WRMSR, CPUID and MOV to
-CR3. For that it needs only how long each instruction is, which `instruction_length` answers for
-16-, 32- and 64-bit code: prefixes, opcode, ModRM, SIB, displacement, immediate (Intel SDM vol. 2,
-chapter 2, *Instruction Format*; the grids below are the opcode maps of its appendix A).
+CR0, CR3 and CR4. For that it needs only how long each instruction is, which `instruction_length`
+answers for 16-, 32- and 64-bit code: prefixes, opcode, ModRM, SIB, displacement, immediate (Intel
+SDM vol. 2, chapter 2, *Instruction Format*; the grids below are the opcode maps of its appendix A).
 
 Left out: what an instruction does, whether the CPU has it, and whether the form that ModRM picks
 within a group is defined. VEX, EVEX and XOP are not known. Where the walk meets bytes it does not
@@ -20,7 +20,7 @@ from typing import Final, Literal, NamedTuple, cast
 
 from vmlib.errors import BadInput
 
-Kind = Literal["io", "rdmsr", "wrmsr", "cpuid", "mov_cr3"]
+Kind = Literal["io", "rdmsr", "wrmsr", "cpuid", "mov_cr0", "mov_cr3", "mov_cr4"]
 
 MAX_LENGTH: Final = 15
 """Bytes of the longest instruction (SDM vol. 2, section 2.3.11)."""
@@ -240,13 +240,15 @@ def instruction_length(code: bytes, offset: int, bits: int) -> int:
 _OPCODES: Final = re.compile(
     rb"(?P<io>[\xe4-\xe7\xec-\xef\x6c-\x6f])"
     rb"|\x0f(?:(?P<wrmsr>\x30)|(?P<rdmsr>\x32)|(?P<cpuid>\xa2)"
-    rb"|\x22(?P<mov_cr3>[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf]))"
+    rb"|\x22(?:(?P<mov_cr0>[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7])"
+    rb"|(?P<mov_cr3>[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf])"
+    rb"|(?P<mov_cr4>[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7])))"
 )
 _REX_R: Final = bytes(byte for byte in _REX if byte & 4)
 
 
 def sites(code: bytes, bits: int) -> list[Site]:
-    """Return every port I/O, RDMSR, WRMSR, CPUID and MOV to CR3 in `code`, in order.
+    """Return every port I/O, RDMSR, WRMSR, CPUID and MOV to CR0, CR3 and CR4 in `code`, in order.
 
     The walk goes instruction by instruction from offset 0. Where it meets one whose length it
     does not know, it stops, and every place from there on at which such an instruction could
@@ -266,9 +268,10 @@ def sites(code: bytes, bits: int) -> list[Site]:
         before = code[start:opcode]
         if before.strip(prefixes):
             continue  # the bytes lie within another instruction
-        if match.lastgroup == "mov_cr3" and before and before[-1] in _REX_R:
-            continue  # CR11, which does not exist
-        found.append(Site(start, at - start, cast(Kind, match.lastgroup)))
+        kind = cast(Kind, match.lastgroup)
+        if kind.startswith("mov_cr") and before and before[-1] in _REX_R:
+            continue  # CR8, or one that does not exist
+        found.append(Site(start, at - start, kind))
     return found
 
 

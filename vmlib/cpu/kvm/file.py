@@ -82,7 +82,7 @@ class VcpuFile:
         """Be the guest's debugger: `control` holds GUESTDBG bits, 0 is no debugger.
 
         DR7 gets a G bit for each breakpoint; length and type 0 mean execution (Intel SDM vol. 3B,
-        18.2.4).
+        *Debug Control Register (DR7)*).
         """
         where = (*breakpoints, *[0] * (MAX_BREAKPOINTS - len(breakpoints)))
         enabled = sum(2 << 2 * number for number in range(len(breakpoints)))

@@ -48,7 +48,7 @@ ODDITIES = (
     Oddity(
         "sse_ring0",
         "SSE2 in ring 0 ends the guest with an emulation failure, though CPUID announces it",
-        "with CR4.OSFXSR set SSE2 works in every ring (Intel SDM vol. 3A, 15.1)",
+        "with CR4.OSFXSR set SSE2 works in every ring (Intel SDM vol. 3A, *Control Registers*)",
         EMULATED,
     ),
     Oddity(
@@ -80,13 +80,14 @@ ODDITIES = (
     Oddity(
         "iopl_ring3",
         "in ring 3 of long mode IOPL counts as 0: CLI, STI and I/O raise #GP though it is 3",
-        "they are allowed if CPL is not above IOPL (Intel SDM vol. 1, 19.5.1)",
+        "they are allowed if CPL is not above IOPL (Intel SDM vol. 1, *I/O Privilege Level*)",
         NATIVE,
     ),
     Oddity(
         "idt_limit_real",
         "in real mode the IDT's limit is ignored",
-        "a vector beyond the limit is #GP, then #DF, then shutdown (Intel SDM vol. 3A, 21.1.4)",
+        "a vector beyond the limit is #GP, then #DF, then shutdown (Intel SDM vol. 2A, INT n, and "
+        "vol. 3B, *8086 Emulation*)",
         "`emulate_int_real` in emulate.c does not look at it",
     ),
     Oddity(
@@ -163,7 +164,7 @@ ODDITIES = (
         "paging_protected",
         "paging without long mode does not exist: a MOV to CR0 that sets PG raises #GP, and a "
         "vCPU set up so shuts down at once",
-        "32-bit and PAE paging need no long mode (Intel SDM vol. 3A, 4.1.1)",
+        "32-bit and PAE paging need no long mode (Intel SDM vol. 3A, *Paging-Mode Enabling*)",
         "the module has tables of long mode for every guest, and refuses CR0.PG without EFER.LME",
     ),
     Oddity(

@@ -134,7 +134,7 @@ def pack_events(interrupt: int | None, shadow: bool, rflags: int) -> bytes:
     """Return a `struct kvm_vcpu_events` with nothing else under way.
 
     The shadow is STI's where interrupts are on, else MOV SS's: no other combination can be
-    entered (Intel SDM vol. 3C, 26.3.1.5).
+    entered (Intel SDM vol. 3C, *Checks on Guest Non-Register State*).
     """
     kind = (_SHADOW_STI if rflags & _FLAG_IF else _SHADOW_MOV_SS) if shadow else 0
     event = (interrupt is not None, interrupt or 0, 0, kind)

@@ -4,18 +4,21 @@ Hardware has a bit for each of these. The emulator has a hook for CPUID and an i
 exception for VMCALL and VMMCALL; for the others, each newly translated block is read before it
 runs (`scan.py`), and a hook laid on the instruction.
 
-The same look at new blocks tells which pages hold code, so that a write from outside that changes
-some is noticed.
+So it is done, too, with the writes of control registers that a processor may refuse (`controls.py`)
+and the emulator does not. And the same look at new blocks tells which pages hold code, so that a
+write from outside that changes some is noticed.
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from vmlib.cpu.controls import refuses_cr0, refuses_cr4, refuses_msr
 from vmlib.cpu.exits import Cpuid, Cr3Write, Exit, Hypercall, MsrRead, MsrWrite
 from vmlib.cpu.linear import Fault, LinearMemory, OutsideRam
 from vmlib.cpu.scan import instruction_length, sites
-from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.unicorn.emulator import Emulator
 from vmlib.cpu.unicorn.traps import Traps
 from vmlib.errors import Unsupported
@@ -26,6 +29,9 @@ _HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
 _ENOSYS, _EPERM = 1000, 1  # KVM's, Linux include/uapi/linux/kvm_para.h
 _RAX, _RCX, _RDX, _RBX, _RSI = (raw.GPRS + 8 * i for i in (0, 1, 2, 3, 6))
 _MASK32 = 0xFFFFFFFF
+_GUARDED = {"mov_cr0", "mov_cr4", "wrmsr"}
+_MAY_STOP = re.compile(rb"\x0f[\x22\x30\x32]")
+"""What begins an instruction that is guarded or may exit."""
 
 
 class Intercepts:
@@ -133,12 +139,12 @@ class Intercepts:
         try:
             for linear in {at, at + max(size, 1) - 1}:
                 self._pages.add(memory.gpa(linear) // PAGE_SIZE)
-            if not self._kinds & {"msr", "cr3"}:
-                return
             code = memory.read(at, size)
         except (Fault, OutsideRam, Unsupported):
             return
-        wanted = {"rdmsr", "wrmsr"} if "msr" in self._kinds else set()
+        if not _MAY_STOP.search(code):
+            return
+        wanted = _GUARDED | ({"rdmsr"} if "msr" in self._kinds else set())
         wanted |= {"mov_cr3"} if "cr3" in self._kinds else set()
         found = [at + one.offset for one in sites(code, self._bits()) if one.kind in wanted]
         new = [address for address in found if address not in self._hooked]
@@ -150,31 +156,48 @@ class Intercepts:
             self._emu.stop()
 
     def _on_site(self, _: Any, address: int, __: int, ___: Any) -> None:
-        if self._traps.exit is not None or self._emu.hflags.value & 3:
+        traps = self._traps
+        if traps.exit is not None or traps.vector is not None or self._emu.hflags.value & 3:
             return  # in an outer ring it is a general-protection fault all by itself
         code = self.code(_LONGEST)
         for one in sites(code, self._bits()):
             if one.offset == 0:
-                self._traps.exit = self._exit_of(one.kind, code[: one.length])
-                if self._traps.exit is not None:
+                traps.exit = self._exit_of(one.kind, code[: one.length])
+                if traps.exit is not None:
                     self._emu.stop()
+                elif self._refuses(one.kind, code[: one.length]):
+                    traps.fault()
             return
 
     def _exit_of(self, kind: str, code: bytes) -> Exit | None:
         index = self._get(_RCX) & _MASK32
-        if kind == "rdmsr":
+        if kind == "rdmsr" and "msr" in self._kinds:
             return MsrRead(index)
-        if kind == "wrmsr":
-            return MsrWrite(
-                index, self._get(_RDX) << 32 & _MASK32 << 32 | self._get(_RAX) & _MASK32
-            )
-        if kind == "mov_cr3":
-            rex_b = code[-4] & 1 if len(code) > 3 and code[-4] & 0xF0 == 0x40 else 0
-            value = self._get(raw.GPRS + 8 * (code[-1] & 7 | rex_b << 3))
-            value &= (1 << 64) - 1 if self._bits() == 64 else _MASK32
+        if kind == "wrmsr" and "msr" in self._kinds:
+            return MsrWrite(index, self._edx_eax())
+        if kind == "mov_cr3" and "cr3" in self._kinds:
+            value = self._source(code)
             self._emu.write(raw.REG_CR3, value)
             return Cr3Write(value)
         return None
+
+    def _refuses(self, kind: str, code: bytes) -> bool:
+        """Say whether a processor would refuse the write that is about to be done."""
+        cpu = state.read_event_cpu(self._emu)
+        if kind == "wrmsr":
+            return refuses_msr(self._get(_RCX) & _MASK32, self._edx_eax(), cpu)
+        if kind == "mov_cr0":
+            return refuses_cr0(self._source(code), cpu)
+        return kind == "mov_cr4" and refuses_cr4(self._source(code), cpu)
+
+    def _source(self, code: bytes) -> int:
+        """The register that a MOV to a control register, these bytes, takes its value from."""
+        rex_b = code[-4] & 1 if len(code) > 3 and code[-4] & 0xF0 == 0x40 else 0
+        value = self._get(raw.GPRS + 8 * (code[-1] & 7 | rex_b << 3))
+        return value & ((1 << 64) - 1 if self._bits() == 64 else _MASK32)
+
+    def _edx_eax(self) -> int:
+        return self._get(_RDX) << 32 & _MASK32 << 32 | self._get(_RAX) & _MASK32
 
     def _cpuid(self) -> Exit | None:
         return Cpuid(self._get(_RAX) & _MASK32, self._get(_RCX) & _MASK32)

@@ -269,7 +269,7 @@ def _known_table(base: int, limit: int) -> Table:
 
 
 def may_use_ports(emu: Emulator, memory: Memory, port: int, size: int) -> bool:
-    """Say whether a guest outside ring 0 has the right to I/O (Intel SDM vol. 1, 19.5).
+    """Say whether a guest outside ring 0 has the right to I/O (SDM vol. 1, *Protected-Mode I/O*).
 
     IOPL decides, and where it says no, the bit map in the TSS.
     """

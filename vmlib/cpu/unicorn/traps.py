@@ -129,6 +129,11 @@ class Traps:
         self.known.clear()
         self.written.clear()
 
+    def fault(self) -> None:
+        """Have the instruction that is about to run raise #GP(0) instead."""
+        self.vector = GP
+        self._stop_late()
+
     def undo(self) -> None:
         """Take back what ran after the instruction that asked for a stop too late."""
         self.must_undo = False
@@ -305,8 +310,7 @@ class Traps:
         """Note #GP if the guest, which is not in ring 0, has no right to this port."""
         if self.may_use_ports(port, size):
             return False
-        self.vector = GP
-        self._stop_late()
+        self.fault()
         return True
 
     def _rang(self, gpa: int, size: int, value: int) -> bool:
