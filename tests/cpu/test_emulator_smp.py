@@ -8,9 +8,9 @@ import os
 
 import pytest
 from emulator_guests import DEVICE, in_thread, ports, wait_for
-from kvm_guests import boot
+from kvm_guests import CODE, boot, take
 
-from vmlib.cpu import Budget, Halt, Registers, SystemRegisters, open_vm
+from vmlib.cpu import Budget, Halt, Kicked, Registers, SystemRegisters, open_vm
 from vmlib.devices import PicPair
 from vmlib.errors import BadInput
 
@@ -60,6 +60,28 @@ def test_code_written_while_it_runs_is_seen(vm, guest):
     wait_for(lambda: vm.ram.read(0x2000, 2) != b"\0\0")
     vm.ram.write(0x1000, b"\xf4")
     assert end(vcpu.kick) == Halt()
+
+
+@pytest.mark.parametrize("what", ["writes code", "kicks"])
+def test_a_handler_inside_can_do_so_in_a_thread_that_is_new_to_the_vcpu(vm, guest, what):
+    """xor ecx, ecx; l: out 0x10, al; inc ecx; cmp ecx, 5; jne l; nop; out 0x70, al; a jump
+    to the next; out 0x11, al; hlt.
+
+    By its fifth exit the vCPU goes the short way, on which it must know its thread too.
+    """
+
+    def handler(*_):
+        if what == "kicks":
+            vcpu.kick()
+        else:
+            vm.ram.write(CODE + 15, b"\xf4")  # in place of the last OUT
+
+    vm.handle_ports(0x70, 1, handler, handler)
+    vcpu = guest("31 c9 e6 10 41 83 f9 05 75 f8 90 e6 70 eb 00 e6 11 f4", bits=32)
+    vcpu.set_budget(Budget())
+    assert ports(take(vcpu, 5)) == [0x10] * 5
+    end = in_thread(vcpu.run)
+    assert end() == (Kicked() if what == "kicks" else Halt())
 
 
 # --- an orderly end -------------------------------------------------------------------------------

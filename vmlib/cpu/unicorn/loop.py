@@ -18,6 +18,7 @@ from vmlib.cpu.unicorn.traps import IO_BREAKPOINT
 from vmlib.cpu.unicorn.unfinished import ROUND, Unfinished
 
 _STOP_AGAIN = 0.0005
+_this_thread = threading.get_ident
 
 
 class EmulatorLoop(Unfinished):
@@ -50,7 +51,7 @@ class EmulatorLoop(Unfinished):
         while self._inside and wanted():
             if not self._emu.counting:  # else it comes round by itself
                 self._emu.stop()
-            if threading.get_ident() == self._thread:
+            if _this_thread() == self._thread:
                 return
             time.sleep(_STOP_AGAIN)  # a stop that came before the start was forgotten
 
@@ -59,6 +60,7 @@ class EmulatorLoop(Unfinished):
         if self._plain:
             # The short way to the exit of an OUT, by far the most frequent. It does what `_loop`
             # does for a guest that is alone and unlimited, and leaves all else to it.
+            self._thread = _this_thread()
             self._inside = True
             if not (self._again or self._kicked or self._slice_over):
                 traps = self._traps
@@ -85,7 +87,7 @@ class EmulatorLoop(Unfinished):
     def _enter(self, stepping: bool, started: int | None = None) -> Exit | None:
         self._check_open()
         vm, watchdog = self._vm, self._watchdog
-        self._thread = threading.get_ident()
+        self._thread = _this_thread()
         shared = len(vm.vcpus) > 1 and not vm.parallel
         if shared:
             vm.turns.take(self.look_up)
