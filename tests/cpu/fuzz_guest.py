@@ -47,6 +47,7 @@ _WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
 _CODE0, _DATA0, _DATA3, _CODE3, _TASK = 0x08, 0x10, 0x1B, 0x23, 0x28
 _NXE, _OSFXSR, _OSXMMEXCPT = 1 << 11, 1 << 9, 1 << 10
 RAX, RBX, RSP = 0, 3, 4
+DATA_END = DATA + RAM - DATA_GPA
 
 
 class Code:

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from fuzz_guest import (
     BATCH,
+    DATA_END,
     INSTRUCTION,
     MEMORY,
     NONE,
     PADS,
+    PAGE,
     RECORD,
     RECORDS,
     SLOT,
@@ -32,7 +34,12 @@ ROWS = INTEGER + SSE
 
 MIDDLE = 96  # of the 256 bytes of a record's memory; what a fixed-up address is near
 RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(1, 8)
-FEW_SHARE, LOCKED, SEGMENT, SHORT_ADDRESS = 0.3, 0.06, 0.04, 0.06
+LOCKED, SEGMENT, SHORT_ADDRESS, WILD = 0.06, 0.04, 0.06, 0.04
+# Where nobody may go: ring 0's own page, and unmapped ones: behind the data, in each half of the
+# address space, and in neither. (Not where the upper half begins: there kvm_pvm lets the error code
+# of the host's own tables through.)
+BEYOND = (0x1000, DATA_END, DATA_END + PAGE, 1 << 40, (1 << 47) - PAGE)
+BEYOND += (1 << 47, 1 << 62, NONE - 0xFFF)
 LENGTHS = [*range(20), (1 << 32) - 1, (1 << 32) - 9, (1 << 31) - 1, 1 << 31, (1 << 63) + 5]
 _SEGMENTS = [bytes([byte]) for byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)]
 
@@ -54,6 +61,8 @@ class Made:
     vvvv: int = 0
     at: int = 0
     """Where in the record the operand in memory lies."""
+    wild: bool = False
+    """Whether its address is one of `BEYOND`."""
 
     def __str__(self) -> str:
         return f"{self.row.name} {self.size * 8}: {self.code.hex(' ')}"
@@ -106,7 +115,9 @@ class Maker:
             at = code.rindex(b"RIP!")
             code = code[:at] + struct.pack("<i", self.rip_at - end) + code[at + 4 :]
         rip, regs = self.rip_at is not None, (self.reg, self.rm, self.vvvv)
-        return Made(row, code, size, self.fixed, memory, imm, rip, not self.stray, *regs, self.at)
+        return Made(
+            row, code, size, self.fixed, memory, imm, rip, not self.stray, *regs, self.at, self.wild
+        )
 
     def _size(self, words: frozenset[str]) -> tuple[int, bytes, int]:
         """Operand size in bytes, the prefix for it, and REX.W."""
@@ -181,7 +192,7 @@ class Maker:
         rng, last = self.rng, row.opcode[-1]
         self.rip_at: int | None = None
         self.reg = self.rm = self.vvvv = self.at = 0
-        self.stray = False
+        self.stray = self.wild = False
         if "+r" in words:
             reg = rng.randrange(16)
             return bytes([last + (reg & 7)]), reg >> 3, b"", False, False
@@ -201,6 +212,11 @@ class Maker:
             modrm = bytes([0xC0 | (reg & 7) << 3 | rm & 7])
             return bytes([last]), rex | rm >> 3, modrm, False, False
         target = self.base + (0 if self.aligned or "ind" in words else rng.randrange(-16, 16))
+        if rng.random() < WILD and not words & {"ind", "stk", "bit"}:
+            self.wild, target = (
+                True,
+                rng.choice(BEYOND) + (0 if self.aligned else rng.randrange(16)),
+            )
         if "ind" in words:
             self.fixed[MEMORY + MIDDLE] = self.pad
         if "eq" in words and rng.random() < 0.5:
@@ -211,15 +227,15 @@ class Maker:
         if "bit" in words:  # the bit's number moves the address
             self.fixed[WORD * reg] = rng.randrange(-256, 256) & NONE
         self.stray = bool("al" in words and target % 16)
-        self.at = target - self.base + MEMORY + MIDDLE
+        self.at = MEMORY if self.wild else target - self.base + MEMORY + MIDDLE
         bits, modrm, short = self._address(reg, target, "stk" in words or "bit" in words)
         return bytes([last]), rex | bits, modrm, True, short
 
     def _address(self, reg: int, target: int, keep: bool) -> tuple[int, bytes, bool]:
         """REX.B and X, ModRM, SIB and displacement for an address; its registers get values."""
         rng, middle = self.rng, (reg & 7) << 3
-        form = rng.random()
-        short = rng.random() < SHORT_ADDRESS
+        form = rng.uniform(0.25, 1) if self.wild else rng.random()
+        short = not self.wild and rng.random() < SHORT_ADDRESS
         junk = rng.getrandbits(32) << 32 if short else 0  # 67h: the upper half is not used
         if form < 0.15:
             self.rip_at = target

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from fuzz_compare import Records, Trial
-from fuzz_guest import FLAGS, MXCSR, WORD, XMM
+from fuzz_guest import ERROR, FLAGS, MXCSR, WORD, XMM
 
 CF, ZF, SF = 1, 0x40, 0x80
 STATUS = 0x3F
@@ -41,6 +41,13 @@ def mxcsr_untouched(trial: Trial) -> bool:
     """The emulator sets no exception flag in MXCSR."""
     ours, before = (int(one[MXCSR // WORD]) for one in (trial.ours, trial.before))
     return ours & STATUS == before & STATUS
+
+
+def reads_before_it_writes(trial: Trial) -> bool:
+    """A page fault of what reads and then writes an operand is told as that of a read."""
+    others = np.nonzero(trial.ours != trial.real)[0].tolist()
+    ours, real = (int(one[ERROR // WORD]) for one in (trial.ours, trial.real))
+    return others == [ERROR // WORD] and trial.real_vector == 14 and real == ours | 2
 
 
 def zero_extended(which: Callable[[Trial], int]) -> Callable[[Trial], bool]:
