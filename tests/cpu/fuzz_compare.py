@@ -10,6 +10,7 @@ from fuzz_guest import (
     FLAGS,
     GPRS,
     MEMORY,
+    MMX,
     MXCSR,
     NONE,
     PAD,
@@ -32,12 +33,14 @@ class Difference:
     gprs: set[int] = field(default_factory=set)
     xmms: set[tuple[int, int]] = field(default_factory=set)
     """Registers with the lanes of 32 bits in them."""
+    mmx: set[int] = field(default_factory=set)
     memory: bool = False
     fault: bool = False
     """The vector, error code, RIP or CR2 of an exception, or the place that was reached."""
 
     def __bool__(self) -> bool:
-        return bool(self.flags or self.mxcsr or self.gprs or self.xmms or self.memory or self.fault)
+        registers = self.gprs or self.mmx or self.xmms
+        return bool(self.flags or self.mxcsr or registers or self.memory or self.fault)
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -70,6 +73,8 @@ class Trial:
                 first = (offset - XMM) % 16 // 4
                 lanes = (first + half for half in (0, 1) if xor >> 32 * half & 0xFFFFFFFF)
                 out.xmms.update(((offset - XMM) // 16, lane) for lane in lanes)
+            elif offset >= MMX:
+                out.mmx.add((offset - MMX) // WORD)
             else:
                 out.fault = True
         return out
@@ -131,6 +136,8 @@ def _name(offset: int) -> str:
         return GPRS[offset // WORD]
     if offset >= MEMORY:
         return f"memory+{offset - MEMORY}"
+    if MMX <= offset < XMM:
+        return f"mm{(offset - MMX) // WORD}"
     if offset >= XMM:
         return f"xmm{(offset - XMM) // 16}+{offset % 16}"
     names = {FLAGS: "rflags", VECTOR: "vector", ERROR: "error", PAD: "pad", MXCSR: "mxcsr"}

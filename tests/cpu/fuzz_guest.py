@@ -6,7 +6,8 @@ back through the guest's own IDT: ring 0 notes vector, error code, RIP and CR2, 
 the instruction. Both engines run the same bytes at the same addresses, so that to compare them is
 to compare RAM.
 
-Left out: x87 and MMX state, segment registers, AVX and what lies above SSE in a vector register.
+Left out: x87, of which only the MMX registers are seen; segment registers; AVX and what lies above
+SSE in a vector register.
 """
 
 import struct
@@ -29,11 +30,8 @@ BATCH = 8192
 # A slot: a pad, the instruction with a jump behind it, another pad. A pad says that it was reached.
 INSTRUCTION, PADS, BEHIND = 0x10, (0x00, 0x30), b"\xf4"  # HLT, which ring 3 may not
 # A record: where things are in it. GPRs stand first, in the processor's order.
-FLAGS, TARGET, VECTOR, ERROR, FAULT_RIP, CR2, PAD, MXCSR, XMM, MEMORY = (
-    *range(0x80, 0xC0, WORD),
-    0x100,
-    0x200,
-)
+FLAGS, TARGET, VECTOR, ERROR, FAULT_RIP, CR2, PAD, MXCSR = range(0x80, 0xC0, WORD)
+MMX, XMM, MEMORY = 0xC0, 0x100, 0x200
 _OLD = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
 GPRS = (*_OLD, *(f"r{number}" for number in range(8, 16)))
 NONE = (1 << 64) - 1
@@ -73,6 +71,10 @@ class Code:
         rex = 0x40 | (reg >> 3) << 2
         self.code += struct.pack("<BBBBi", rex, 0x0F, opcode, 0x83 | (reg & 7) << 3, offset)
 
+    def mmx_at_rbx(self, opcode: int, reg: int, offset: int) -> None:
+        """MOVQ between mm `reg` and [rbx + offset]: opcode 0x6f loads, 0x7f stores."""
+        self.code += struct.pack("<BBBi", 0x0F, opcode, 0x83 | reg << 3, offset)
+
     def at_rip(self, opcode: int, reg: int, address: int, imm: bytes = b"") -> None:
         """An instruction on 64 bits with `reg` and what lies at `address`, RIP-relative."""
         end = self.here + 7 + len(imm)
@@ -97,6 +99,8 @@ def ring3() -> tuple[bytes, int]:
     code.at_rip(STORE, RAX, _JUMP)
     for number in range(16):
         code.xmm_at_rbx(0x10, number, XMM + 16 * number)
+    for number in range(8):
+        code.mmx_at_rbx(0x6F, number, MMX + WORD * number)
     code.raw("0f ae 93" + struct.pack("<i", MXCSR).hex())  # ldmxcsr [rbx + MXCSR]
     code.at_rip(LOAD, RSP, _STACK)
     code.at_rbx(0xFF, 6, FLAGS)  # push [rbx + FLAGS]
@@ -119,6 +123,8 @@ def ring3() -> tuple[bytes, int]:
     code.at_rbx(STORE, RAX, WORD * RBX)
     for number in range(16):
         code.xmm_at_rbx(0x11, number, XMM + 16 * number)
+    for number in range(8):
+        code.mmx_at_rbx(0x7F, number, MMX + WORD * number)
     code.raw("0f ae 9b" + struct.pack("<i", MXCSR).hex())  # stmxcsr [rbx + MXCSR]
     for number, offset in enumerate(_NOTED):
         code.at_rip(LOAD, RAX, _NOTES + WORD * number)

@@ -20,10 +20,10 @@ def _all_lanes(_: Trial) -> Container[int]:
 class Tolerance:
     """What may differ for `rows` (mnemonics; empty for all) in trials for which `when` holds.
 
-    `flags` and `mxcsr` are masks; `fields` names `gpr` or `xmm` for the destination in ModRM.reg,
-    `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of the trial
-    can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names rows in which
-    it shows, for an entry without rows.
+    `flags` and `mxcsr` are masks; `fields` names `gpr`, `xmm` or `mm` for the destination in
+    ModRM.reg, `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of
+    the trial can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names rows
+    in which it shows, for an entry without rows.
     """
 
     id: str
@@ -53,12 +53,14 @@ class Tolerance:
         gprs = {"gpr": made.reg, "rm": made.rm, "rax": 0, "rcx": 1, "rsp": 4}
         xmms = {"xmm": made.reg, "xmm rm": made.rm, "xmm0": 0}
         named = {gprs[name] for name in self.fields if name in gprs} & left.gprs
+        mmx = {made.reg % 8} & left.mmx if "mm" in self.fields else set()
+        left.mmx -= mmx
         lanes = self.lanes(trial)
         vectors = {xmms[name] for name in self.fields if name in xmms}
         parts = {part for part in left.xmms if part[0] in vectors and part[1] in lanes}
         left.gprs -= named
         left.xmms -= parts
-        return found or bool(named) or bool(parts)
+        return found or bool(named or parts or mmx)
 
 
 def _lanes(trial: Trial) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""What is fuzzed: the instructions of ring 3 in 64-bit mode, by opcode; SSE in `fuzz_table_sse`.
+"""What is fuzzed: the instructions of ring 3 in 64-bit mode, by opcode; MMX and SSE in
+`fuzz_table_sse`.
 
 A line of the tables is a name, an opcode and how its operands are made; the letters are explained
 at `Row`. Opcodes and operands are those of the Intel SDM, vol. 2, and appendix A of it.
@@ -15,7 +16,7 @@ LEFT_OUT = {
     "sgdt, sidt, sldt, str, smsw, lar, lsl, verr, verw, mov from a segment register": "tell of the "
     "host's tables where ring 3 runs natively",
     "cli, sti, hlt and what else is #GP in ring 3": "compared by test_events and test_both_engines",
-    "x87, MMX, 3DNow!": "their state is not part of a trial's record",
+    "x87, 3DNow!, MASKMOVQ, CVTPI2PS and its like": "x87's state is not part of a trial's record",
     "xsave, xrstor, fxsave, fxrstor": "store state that is not part of a trial's record",
     "SSE with an exception unmasked in MXCSR": "the emulator raises no #XM",
     "rdfsbase, wrfsbase, rdpkru, wrpkru, clwb, clzero, monitorx, xabort, xbegin": "depend on what "
@@ -37,7 +38,8 @@ class Row:
     What the operands need: `bit` a bit number that may reach far, `str` RSI and RDI in memory,
     `stk` RSP in memory, `bp` RBP too, `xlat` RBX and AL, `al` an operand aligned to 16 bytes,
     `ind` a target, `ret` a return address, `rel1`, `rel4` a displacement; `few` a short count.
-    `vex` takes VEX with `pp` and map in the opcode; `fp` is floating point; `lk` can be locked.
+    `vex` takes VEX with `pp` and map in the opcode; `fp` is floating point; `lk` can be locked;
+    `mm` works on MMX registers.
     """
 
     name: str
@@ -49,6 +51,11 @@ class Row:
     def is_fp(self) -> bool:
         """Whether it computes in floating point, and ModRM.rm names an XMM register or memory."""
         return "fp" in self.words
+
+    @property
+    def is_mmx(self) -> bool:
+        """Whether it works on MMX registers."""
+        return "mm" in self.words
 
     @property
     def digit(self) -> int | None:

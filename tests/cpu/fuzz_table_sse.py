@@ -1,4 +1,4 @@
-"""What is fuzzed of SSE to SSE4.2, SSE4A, AES and PCLMULQDQ, in the words of `fuzz_table.Row`."""
+"""What is fuzzed of MMX, SSE to SSE4.2, SSE4A, AES, PCLMULQDQ, in the words of `fuzz_table.Row`."""
 
 from fuzz_table import rows, words
 
@@ -137,4 +137,38 @@ extrq 66:0f78 /0 R i1 imm2
 extrq 66:0f79 rm R
 insertq f2:0f79 rm R
 movntsd f2:0f2b rm M
+""")
+
+# Without the prefix 66 the same opcodes work on MMX registers, but for those that came later, for XMM
+# alone.
+_XMM_ALONE = words(
+    "6c 6d 3810 3817 3828 3829 382b 3837 3838 3839 383a 383b 383c 383d 383e 383f 3840"
+)
+_XMM_ALONE += words("3841 38db 38dc 38dd 38de 38df")
+_mmx = [
+    f"{_name} 0f{_opcode} rm mm"
+    for _opcode, _name in zip(_integer_sse[::2], _integer_sse[1::2], strict=True)
+    if _opcode not in _XMM_ALONE
+]
+MMX = rows("\n".join(_mmx)) + rows("""
+psrlw 0f71 /2 R i1 mm
+psraw 0f71 /4 R i1 mm
+psllw 0f71 /6 R i1 mm
+psrld 0f72 /2 R i1 mm
+psrad 0f72 /4 R i1 mm
+pslld 0f72 /6 R i1 mm
+psrlq 0f73 /2 R i1 mm
+psllq 0f73 /6 R i1 mm
+pshufw 0f70 rm i1 mm
+palignr 0f3a0f rm i1 mm
+pinsrw 0fc4 rm i1 mm
+pextrw 0fc5 rm R i1 mm
+pmovmskb 0fd7 rm R mm
+movd 0f6e y rm mm
+movd 0f7e y rm mm
+movq 0f6f rm mm
+movq 0f7f rm mm
+movntq 0fe7 rm M mm
+movdq2q f2:0fd6 rm R mm
+movq2dq f3:0fd6 rm R mm
 """)

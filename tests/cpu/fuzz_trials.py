@@ -28,9 +28,9 @@ from fuzz_guest import (
 )
 from fuzz_state import ARITHMETIC, DF, states
 from fuzz_table import INTEGER, Row
-from fuzz_table_sse import SSE
+from fuzz_table_sse import MMX, SSE
 
-ROWS = INTEGER + SSE
+ROWS = INTEGER + MMX + SSE
 
 MIDDLE = 96  # of the 256 bytes of a record's memory; what a fixed-up address is near
 RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(1, 8)
@@ -281,12 +281,13 @@ class Maker:
 def trials(
     seed: int, count: int = BATCH, rows: list[Row] | None = None
 ) -> tuple[list[Made], Batch]:
-    """Return a batch of trials and what it is made of; one in four is SSE unless `rows` says."""
+    """Return a batch of trials and what it is made of; one in four is SSE or MMX without `rows`."""
     maker = Maker(f"trials {seed}")
     rng = maker.rng
     made = []
     for number in range(count):
-        table = rows or (SSE if rng.random() < 0.25 else INTEGER)
+        vector = rng.random() < 0.25
+        table = rows or (INTEGER if not vector else SSE if rng.random() < 0.75 else MMX)
         made.append(maker.make(number, rng.choice(table)))
     return made, Batch([one.code for one in made], fill(made, states(seed, count)))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from fuzz_compare import Records, Trial
-from fuzz_guest import ERROR, FLAGS, MXCSR, WORD, XMM
+from fuzz_guest import ERROR, FLAGS, MMX, MXCSR, WORD, XMM
 
 CF, ZF, SF = 1, 0x40, 0x80
 STATUS = 0x3F
@@ -30,6 +30,11 @@ def xmm(record: Records, number: int) -> bytes:
     """An XMM register of a record, 16 bytes."""
     at = (XMM + 16 * number) // WORD
     return record[at : at + 2].tobytes()
+
+
+def mmx(record: Records, number: int) -> bytes:
+    """An MMX register of a record, 8 bytes; there are eight of them, whatever REX says."""
+    return record[MMX // WORD + number % 8].tobytes()
 
 
 def low(record: Records, number: int) -> int:
@@ -137,9 +142,9 @@ def insertq(trial: Trial) -> bool:
 
 def horizontal(trial: Trial) -> bool:
     """The upper half adds or subtracts what the lower half has become by then."""
-    name, number = trial.made.row.name, trial.made.reg
+    name, register = trial.made.row.name, mmx if trial.made.row.is_mmx else xmm
     kind, limit = (np.int32, 0) if name.endswith("d") else (np.int16, 1 << 15)
-    lanes = np.frombuffer(xmm(trial.before, number), kind).astype(np.int64)
+    lanes = np.frombuffer(register(trial.before, trial.made.reg), kind).astype(np.int64)
     half = len(lanes) // 2
     for to in range(len(lanes)):
         pair = lanes[2 * (to % half) : 2 * (to % half) + 2]
@@ -147,7 +152,17 @@ def horizontal(trial: Trial) -> bool:
         if name.endswith("sw"):
             value = min(max(value, -limit), limit - 1)
         lanes[to] = np.array(value).astype(kind)
-    return lanes.astype(kind).tobytes() == xmm(trial.ours, number)
+    return lanes.astype(kind).tobytes() == register(trial.ours, trial.made.reg)
+
+
+def mmx_beside(trial: Trial) -> bool:
+    """REX.R counts in the maps of three bytes, and another register than the one named is written.
+
+    It lies behind the last MMX register, in the emulator's own fields: part of XMM0, or MXCSR.
+    """
+    made = trial.made
+    named = made.row.is_mmx and made.row.opcode[:2] in (b"\x0f\x38", b"\x0f\x3a") and made.reg > 7
+    return named and mmx(trial.ours, made.reg) == mmx(trial.before, made.reg)
 
 
 def dot_product(trial: Trial) -> set[int]:

@@ -20,6 +20,7 @@ from fuzz_guest import (
     FAULT_RIP,
     FLAGS,
     MEMORY,
+    MMX,
     MXCSR,
     PAD,
     SLOT,
@@ -42,7 +43,7 @@ SOAK = int(os.environ.get("VMLIB_SOAK_FUZZ", 10_000_000))
 """How many trials `make soak` runs; what it logs is what it ran."""
 MODULES = "guest state table table_sse trials compare judge wrong tolerances run"
 FIELDS = [0, *(WORD * k for k in range(1, 16)), FLAGS, VECTOR, ERROR, FAULT_RIP, CR2, PAD, MXCSR]
-FIELDS += [*range(XMM, MEMORY + 256, WORD)]
+FIELDS += [*range(MMX, MEMORY + 256, WORD)]
 
 
 @pytest.fixture(scope="module")
