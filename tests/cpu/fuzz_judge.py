@@ -22,8 +22,8 @@ class Tolerance:
 
     `flags` and `mxcsr` are masks; `fields` names `gpr`, `xmm` or `mm` for the destination in
     ModRM.reg, `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of
-    the trial can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names rows
-    in which it shows, for an entry without rows.
+    the trial can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names a
+    row in which it shows, for an entry without rows.
     """
 
     id: str

@@ -139,8 +139,8 @@ insertq f2:0f79 rm R
 movntsd f2:0f2b rm M
 """)
 
-# Without the prefix 66 the same opcodes work on MMX registers, but for those that came later, for XMM
-# alone.
+# Without the prefix 66 the same opcodes work on MMX registers, but for those that came later, for
+# XMM alone.
 _XMM_ALONE = words(
     "6c 6d 3810 3817 3828 3829 382b 3837 3838 3839 383a 383b 383c 383d 383e 383f 3840"
 )

@@ -147,6 +147,21 @@ def test_ports_beyond_the_limit_of_the_tss_are_closed(vm, guest, limit, allowed)
     assert vcpu.run().port == (0x10 if allowed else 0x66)
 
 
+@pytest.mark.parametrize(
+    "code", ["68 02 00 04 00 9d 8b 04 25 01 40 02 00", "0f 28 04 25 01 40 02 00"]
+)
+def test_no_alignment_is_checked(guest, code):
+    """CR0.AM and AC ask for it: mov eax, [0x24001]; or movaps xmm0, [0x24001]. Then UD2.
+
+    The table of capabilities says so. Where this fails its entry goes.
+    """
+    gates = {vector: f"e6 {vector:02x} f4" for vector in (6, 13, 17)}
+    vcpu = guest(f"{code} 0f 0b", bits=64, ring=3, gates=gates)
+    system = vcpu.system()
+    vcpu.set_system(replace(system, cr0=system.cr0 | 1 << 18, cr4=system.cr4 | 1 << 9))
+    assert ports([vcpu.run()]) == [6]
+
+
 def test_syscall_and_sysret(guest):
     """syscall; out 0x20, al in ring 3; the kernel says 0x21 and returns by SYSRET."""
     vcpu = guest("0f 05 e6 20", bits=64, ring=3, gates={0: "e6 21 48 0f 07"}, flags=IOPL3 | IF)

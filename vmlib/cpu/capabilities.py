@@ -65,6 +65,11 @@ CAPABILITIES = (
         unicorn="the emulator has x87, SSE to SSE4 and no AVX",
     ),
     Capability(
+        "alignment",
+        "#AC where CR0.AM and RFLAGS.AC ask for it, #GP for SSE's sixteen bytes",
+        unicorn="the emulator lets every access pass, aligned or not",
+    ),
+    Capability(
         "atomics",
         "locked instructions that are atomic between vCPUs running at the same moment",
         unicorn="two emulators do not lock against each other, so vCPUs of a VM take turns "
