@@ -1,6 +1,7 @@
 """The house stands as planned: layers, types, style, names, and what may be imported where."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import json
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 PUBLIC = {"trace", "errors", "units", "machine", "box", "view.lab"}
@@ -41,6 +43,25 @@ def test_layers(root):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def circle(imports):
+    """Return a circle of modules in ``{module: what it imports}``, or None."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_import_goes_in_a_circle():
+    """Also not for types alone: what two modules know of each other is one idea."""
+    graph = grimp.build_graph("vmlib", cache_dir=None)
+    imports = {one: graph.find_modules_directly_imported_by(one) for one in graph.modules}
+    assert len(imports) > 150
+    assert any(imports.values())
+    assert circle(imports) is None
+    assert circle(imports | {"vmlib.errors": {"vmlib.machine"}})
 
 
 def test_everything_but_the_emulator_works_without_unicorn(root):

@@ -2,8 +2,9 @@
 
 A model of the paths of a Ceph cluster on a clock of events (SimPy): monitors that agree on maps,
 OSDs that peer, journal, replicate, decode and recover, clients with old maps, and faults. Start
-with `Cluster`. What a placement group's copies do stands in `pg`, `peering`, `ops`, `recovery`;
-what one write costs on a device in `device`; cache tiers in `tier`.
+with `Cluster`. What a placement group's copies do stands in `pg`, `peering`, `ops`, `recovery`,
+and what they know in `pg_state`; what one write costs on a device in `device`; cache tiers in
+`tier`.
 
 Not a performance model: latencies are parameters, and what a real cluster takes is not claimed.
 """
@@ -36,7 +37,7 @@ from vmlib.ceph.rados.faults import KINDS, Fault, inject, random_faults
 from vmlib.ceph.rados.flow import record_write
 from vmlib.ceph.rados.linearizability import linearizable, wrong_objects
 from vmlib.ceph.rados.monitor import MonConfig
-from vmlib.ceph.rados.osd import OsdConfig
+from vmlib.ceph.rados.osd_config import OsdConfig
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.ceph.rados.problems import WriteProblem, write_problem
 from vmlib.ceph.rados.tier import MODES, CacheTier, TierConfig, TierCounts

@@ -28,7 +28,8 @@ from vmlib.ceph.rados.clustermap import (
 from vmlib.ceph.rados.device import BLUESTORE_HDD, Backend, DeviceBytes
 from vmlib.ceph.rados.engine import Engine
 from vmlib.ceph.rados.monitor import MonConfig, Monitor
-from vmlib.ceph.rados.osd import Osd, OsdConfig
+from vmlib.ceph.rados.osd import Osd
+from vmlib.ceph.rados.osd_config import OsdConfig
 from vmlib.ceph.rados.pg import PG
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.ceph.rados.store import Store

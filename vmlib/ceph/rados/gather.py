@@ -4,35 +4,16 @@ Whoever may have it is asked, as many as are needed at a time; where an answer d
 one is asked. What comes back is decoded and written elsewhere (`ops`, `recovery`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from vmlib.ceph.rados import messages as m
+from vmlib.ceph.rados.pg_state import Gather, PgState
 from vmlib.ceph.rados.pglog import Peer, Version
 from vmlib.ceph.rados.store import Stored
 
-if TYPE_CHECKING:
-    from vmlib.ceph.rados.pg import PG
-
-
-@dataclass
-class Gather:
-    """One such read: `got` by shard, `ask` those not asked yet, `asked` those who owe an answer."""
-
-    name: str
-    version: Version
-    need: int
-    ask: list[Peer]
-    done: Callable[[dict[int, Stored] | None], None]
-    got: dict[int, Stored] = field(default_factory=dict)
-    asked: set[Peer] = field(default_factory=set)
-
 
 def start(
-    pg: PG,
+    pg: PgState,
     name: str,
     version: Version,
     need: int,
@@ -52,7 +33,7 @@ def start(
     _ask_more(pg, pg.osd.tids)
 
 
-def _holders(pg: PG, name: str) -> list[Peer]:
+def _holders(pg: PgState, name: str) -> list[Peer]:
     """Members first, then strays whose log we have seen and who do not lack the object."""
     members = [p for p in pg.acting if p != pg.me and name not in pg.missing.get(p, {})]
     up = pg.osd.map.is_up
@@ -64,7 +45,7 @@ def _holders(pg: PG, name: str) -> list[Peer]:
     return members + strays
 
 
-def _ask_more(pg: PG, tid: int) -> None:
+def _ask_more(pg: PgState, tid: int) -> None:
     work = pg.gathers[tid]
     shards = {peer[1] for peer in work.asked} | work.got.keys()
     while len(work.got) + len(work.asked) < work.need:
@@ -80,7 +61,7 @@ def _ask_more(pg: PG, tid: int) -> None:
         work.done(work.got if len(work.got) >= work.need else None)
 
 
-def got(pg: PG, source: Peer, message: m.Fetched) -> None:
+def got(pg: PgState, source: Peer, message: m.Fetched) -> None:
     """An answer: right, or of another version and of no use."""
     work = pg.gathers.get(message.tid)
     if work is None or source not in work.asked:
@@ -91,7 +72,7 @@ def got(pg: PG, source: Peer, message: m.Fetched) -> None:
     _ask_more(pg, message.tid)
 
 
-def give_up_on_dead(pg: PG) -> None:
+def give_up_on_dead(pg: PgState) -> None:
     """A new epoch: whoever was asked and is down now will not answer."""
     for tid in list(pg.gathers):
         work = pg.gathers[tid]

@@ -9,24 +9,17 @@ Ceph: doc/dev/osd_internals/stale_read.rst. `osd_pool_default_read_lease_ratio` 
 Different here: one clock for all, so bounds are times and not durations.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from vmlib.ceph.rados import messages as m
-from vmlib.ceph.rados import ops
+from vmlib.ceph.rados.pg_state import PgState
 from vmlib.ceph.rados.pglog import Peer
 
-if TYPE_CHECKING:
-    from vmlib.ceph.rados.pg import PG
 
-
-def readable(pg: PG) -> bool:
+def readable(pg: PgState) -> bool:
     """Our lease holds, and nobody of an earlier interval can still be reading."""
     return pg.prior_bound <= pg.osd.now < pg.readable_until
 
 
-def renew(pg: PG) -> None:
+def renew(pg: PgState) -> None:
     """Ask every member to let this one read a while longer, and again before that ends."""
     if not pg.active:
         return
@@ -38,10 +31,10 @@ def renew(pg: PG) -> None:
     pg.later(pg.osd.config.lease / 2, lambda: renew(pg))
 
 
-def got_ack(pg: PG, peer: Peer, bound: float) -> None:
+def got_ack(pg: PgState, peer: Peer, bound: float) -> None:
     """The lease is as long as the shortest bound that a member has acknowledged."""
     pg.lease_acks[peer] = bound
     until = min(pg.lease_acks.get(member, 0.0) for member in pg.acting)
     if until > pg.readable_until:
         pg.readable_until = until
-        ops.requeue(pg)
+        pg.requeue()

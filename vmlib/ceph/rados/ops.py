@@ -16,33 +16,17 @@ travel with the next write. A write at an offset travels as its own bytes but is
 object. Left out: overwrites of parts in erasure-coded pools, deletes, snapshots, watch and notify.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vmlib.ceph.rados import gather, lease, recovery
+from vmlib.ceph.rados import gather, lease
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados.engine import Node
 from vmlib.ceph.rados.erasure import decode, encode
+from vmlib.ceph.rados.pg_state import InFlight, PgState
 from vmlib.ceph.rados.pglog import ZERO, LogEntry, Peer, PgMeta, Version, newest
 from vmlib.ceph.rados.store import Stored, Transaction
 from vmlib.errors import Unsupported
 
-if TYPE_CHECKING:
-    from vmlib.ceph.rados.pg import PG
 
-
-@dataclass
-class InFlight:
-    """A write that not every copy has on disk yet."""
-
-    name: str
-    waiting: set[Peer]
-    clients: list[tuple[Node, m.ClientOp]]
-
-
-def client_op(pg: PG, source: Node, op: m.ClientOp) -> None:
+def client_op(pg: PgState, source: Node, op: m.ClientOp) -> None:
     """Take an operation from a client, at the primary; wait with it while it cannot be done."""
     if not (pg.state == "active" and lease.readable(pg)):
         wait(pg, source, op)
@@ -52,13 +36,13 @@ def client_op(pg: PG, source: Node, op: m.ClientOp) -> None:
         _write(pg, source, op)
 
 
-def wait(pg: PG, source: Node, op: m.ClientOp) -> None:
+def wait(pg: PgState, source: Node, op: m.ClientOp) -> None:
     """Keep an operation for later, once, however often it was sent."""
     if all(other.reqid != op.reqid for _, other in pg.waiting):
         pg.waiting.append((source, op))
 
 
-def requeue(pg: PG) -> None:
+def requeue(pg: PgState) -> None:
     """Try everything that waits again, in order."""
     waiting, pg.waiting = pg.waiting, []
     for source, op in waiting:
@@ -68,7 +52,7 @@ def requeue(pg: PG) -> None:
 # -- writes ------------------------------------------------------------------------------------
 
 
-def _write(pg: PG, source: Node, op: m.ClientOp) -> None:
+def _write(pg: PgState, source: Node, op: m.ClientOp) -> None:
     assert op.data is not None
     known = find_request(pg, op)
     if known is not None:
@@ -98,27 +82,27 @@ def _write(pg: PG, source: Node, op: m.ClientOp) -> None:
     _journal(pg, entry, puts[pg.shard], written, trim, pg.committed)
 
 
-def find_request(pg: PG, op: m.ClientOp) -> Version | None:
+def find_request(pg: PgState, op: m.ClientOp) -> Version | None:
     """Return the version that this request already has: it was sent before."""
     return pg.copy.meta.log.find(op.reqid)
 
 
-def order(pg: PG, op: m.ClientOp, source: Node) -> InFlight:
+def order(pg: PgState, op: m.ClientOp, source: Node) -> InFlight:
     """Return the record of a write that every member still has to put on disk."""
     return InFlight(op.name, set(pg.writers), [(source, op)])
 
 
-def must_wait(pg: PG, name: str) -> bool:
+def must_wait(pg: PgState, name: str) -> bool:
     """Whether a write has to wait until some copy of the object is complete."""
     if name in pg.locks or name in pg.recovering:
         return True
     if name in pg.copy.meta.missing or any(name in lacks for lacks in pg.missing.values()):
-        recovery.want(pg, name)
+        pg.recover_first(name)
         return True
     return False
 
 
-def _compose(pg: PG, op: m.ClientOp) -> tuple[bytes, int]:
+def _compose(pg: PgState, op: m.ClientOp) -> tuple[bytes, int]:
     """Return the object after the write, and how many bytes of it the write touches."""
     assert op.data is not None
     if op.offset is None:
@@ -131,7 +115,7 @@ def _compose(pg: PG, op: m.ClientOp) -> tuple[bytes, int]:
     return before[:start].ljust(start, b"\0") + op.data + before[end:], len(op.data)
 
 
-def _chunks(pg: PG, stored: Stored) -> dict[int, Stored]:
+def _chunks(pg: PgState, stored: Stored) -> dict[int, Stored]:
     """Return what each shard stores of an object."""
     pool = pg.pool
     if not pool.k:
@@ -140,7 +124,7 @@ def _chunks(pg: PG, stored: Stored) -> dict[int, Stored]:
     return {i: Stored(stored.version, chunk, stored.length) for i, chunk in enumerate(chunks)}
 
 
-def _trim_to(pg: PG) -> Version:
+def _trim_to(pg: PgState) -> Version:
     """Return how far the log may be cut: the excess over its length that is on every disk."""
     entries = pg.copy.meta.log.entries
     excess = len(entries) - pg.osd.config.log_length
@@ -148,7 +132,7 @@ def _trim_to(pg: PG) -> Version:
 
 
 def _journal(
-    pg: PG, entry: LogEntry, put: Stored | None, written: int, trim: Version, forget: Version
+    pg: PgState, entry: LogEntry, put: Stored | None, written: int, trim: Version, forget: Version
 ) -> None:
     """Log and store one write; tell the primary when it is on disk."""
     log = pg.copy.meta.log.append(entry).trim(trim)
@@ -163,14 +147,14 @@ def _journal(
     pg.commit(txn, lambda: _on_disk(pg, entry.version))
 
 
-def _on_disk(pg: PG, version: Version) -> None:
+def _on_disk(pg: PgState, version: Version) -> None:
     if pg.is_primary:
         got_commit(pg, pg.me, version)
     elif pg.primary:
         pg.send(pg.primary, m.RepAck, version)
 
 
-def replicate(pg: PG, message: m.RepOp) -> None:
+def replicate(pg: PgState, message: m.RepOp) -> None:
     """A member takes a write from the primary."""
     if pg.state != "replica":
         return
@@ -178,7 +162,7 @@ def replicate(pg: PG, message: m.RepOp) -> None:
     _journal(pg, message.entry, message.put, message.written, message.trim, message.committed)
 
 
-def got_commit(pg: PG, peer: Peer, version: Version) -> None:
+def got_commit(pg: PgState, peer: Peer, version: Version) -> None:
     """A member has a write on disk; when all have it, the client hears of it."""
     write = pg.in_flight.get(version)
     if write is None:
@@ -189,7 +173,7 @@ def got_commit(pg: PG, peer: Peer, version: Version) -> None:
     finish(pg, version)
 
 
-def finish(pg: PG, version: Version) -> None:
+def finish(pg: PgState, version: Version) -> None:
     """A write is on every disk: acknowledge it and let those who waited for it go on."""
     write = pg.in_flight.pop(version)
     pg.committed = max(pg.committed, version)
@@ -202,7 +186,7 @@ def finish(pg: PG, version: Version) -> None:
     requeue(pg)
 
 
-def roll_forward(pg: PG, version: Version) -> None:
+def roll_forward(pg: PgState, version: Version) -> None:
     """Everything up to this version is everywhere: it will never be undone."""
     pg.committed = max(pg.committed, version)
     for old in [v for v in pg.copy.undo if v <= pg.committed]:
@@ -212,10 +196,10 @@ def roll_forward(pg: PG, version: Version) -> None:
 # -- reads -------------------------------------------------------------------------------------
 
 
-def _read(pg: PG, source: Node, op: m.ClientOp) -> None:
+def _read(pg: PgState, source: Node, op: m.ClientOp) -> None:
     name = op.name
     if name in pg.copy.meta.missing:
-        recovery.want(pg, name)
+        pg.recover_first(name)
         wait(pg, source, op)
     elif any(write.name == name for write in pg.in_flight.values()):
         wait(pg, source, op)
@@ -226,7 +210,7 @@ def _read(pg: PG, source: Node, op: m.ClientOp) -> None:
         pg.osd.send(source, m.ClientReply(op.reqid, held.data if held else None))
 
 
-def _read_chunks(pg: PG, source: Node, op: m.ClientOp) -> None:
+def _read_chunks(pg: PgState, source: Node, op: m.ClientOp) -> None:
     """Read k chunks and decode; the object is locked against writes meanwhile."""
     held = pg.copy.objects.get(op.name)
     if held is None:
@@ -235,9 +219,9 @@ def _read_chunks(pg: PG, source: Node, op: m.ClientOp) -> None:
     pool = pg.pool
 
     def done(got: dict[int, Stored] | None) -> None:
-        recovery.unlock(pg, op.name)
+        pg.unlock(op.name)
         if got is None:  # too many members lack it still: recovery comes first
-            recovery.want(pg, op.name)
+            pg.recover_first(op.name)
             wait(pg, source, op)
             return
         chunks = {shard: chunk.data for shard, chunk in got.items()}
@@ -245,11 +229,11 @@ def _read_chunks(pg: PG, source: Node, op: m.ClientOp) -> None:
         pg.osd.send(source, m.ClientReply(op.reqid, data))
         requeue(pg)
 
-    recovery.lock(pg, op.name)
+    pg.lock(op.name)
     gather.start(pg, op.name, held.version, pool.k, done)
 
 
-def replica_read(pg: PG, source: Node, op: m.ClientOp) -> None:
+def replica_read(pg: PgState, source: Node, op: m.ClientOp) -> None:
     """Serve a read at a member that is not the primary, or send the client to the primary."""
     if stable_here(pg, op.name):
         held = pg.copy.objects.get(op.name)
@@ -258,7 +242,7 @@ def replica_read(pg: PG, source: Node, op: m.ClientOp) -> None:
         pg.osd.send(source, m.ClientReply(op.reqid, again=True))
 
 
-def stable_here(pg: PG, name: str) -> bool:
+def stable_here(pg: PgState, name: str) -> bool:
     """Whether this replica may answer: lease, nothing missing, last write known everywhere."""
     if pg.state != "replica" or pg.pool.k or pg.osd.now >= pg.readable_until:
         return False

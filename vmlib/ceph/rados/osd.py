@@ -15,28 +15,16 @@ choice of heartbeat peers (here: everybody up), PG creation (a PG exists from ep
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados import ops
 from vmlib.ceph.rados.clustermap import ClusterMap, Placed, Placement, interval_start
 from vmlib.ceph.rados.engine import Engine, Node
+from vmlib.ceph.rados.osd_config import OsdConfig
 from vmlib.ceph.rados.pg import PG
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.ceph.rados.store import Copy, Key, Store
-
-
-@dataclass(frozen=True, slots=True)
-class OsdConfig:
-    """Times in seconds; defaults are Ceph's."""
-
-    tick: float = 1.0
-    heartbeat: float = 6.0
-    grace: float = 20.0
-    lease: float = 16.0
-    recovery_active: int = 3
-    log_length: int = 3000
 
 
 class Osd:

@@ -17,14 +17,12 @@ Left out: dead_epoch (an early way out of WAIT), removal of strays, async recove
 A restarted OSD does not remember its lease, so it assumes one that began at its restart.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from vmlib.ceph.rados import gather, lease, ops, recovery
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados.clustermap import NONE, past_intervals
+from vmlib.ceph.rados.pg_state import PgState
 from vmlib.ceph.rados.pglog import (
     ZERO,
     Merge,
@@ -38,11 +36,8 @@ from vmlib.ceph.rados.pglog import (
 )
 from vmlib.ceph.rados.store import Stored, Transaction
 
-if TYPE_CHECKING:
-    from vmlib.ceph.rados.pg import PG
 
-
-def start(pg: PG) -> None:
+def start(pg: PgState) -> None:
     """GetInfo: ask everybody who may know something."""
     pg.state = "getinfo"
     osd = pg.osd
@@ -54,7 +49,7 @@ def start(pg: PG) -> None:
     pg.commit(Transaction(pg.copy.meta), lambda: _own_info(pg))
 
 
-def probe_set(pg: PG) -> set[Peer]:
+def probe_set(pg: PgState) -> set[Peer]:
     """Return the copies to hear: all members now or since the PG was last clean that are up."""
     members = {*pg.acting, *pg.up}
     for interval in pg.intervals:
@@ -62,13 +57,13 @@ def probe_set(pg: PG) -> set[Peer]:
     return {peer for peer in members if pg.osd.map.is_up(peer[0]) and peer != pg.me}
 
 
-def _own_info(pg: PG) -> None:
+def _own_info(pg: PgState) -> None:
     if pg.state == "getinfo":
         pg.infos[pg.me] = pg.info
         _maybe_choose(pg)
 
 
-def look_again(pg: PG) -> None:
+def look_again(pg: PgState) -> None:
     """A new epoch in the same interval: somebody came back, or somebody asked is gone."""
     if pg.active:
         gather.give_up_on_dead(pg)
@@ -80,7 +75,7 @@ def look_again(pg: PG) -> None:
         _maybe_activate(pg)
 
 
-def notify(pg: PG, target: Peer, full: bool) -> None:
+def notify(pg: PgState, target: Peer, full: bool) -> None:
     """Tell the primary what this copy has, once all of that is on disk."""
 
     def tell() -> None:
@@ -89,7 +84,7 @@ def notify(pg: PG, target: Peer, full: bool) -> None:
     pg.commit(Transaction(pg.copy.meta), tell)
 
 
-def got_notify(pg: PG, message: m.Notify) -> None:
+def got_notify(pg: PgState, message: m.Notify) -> None:
     """A copy's info, or all of its log."""
     peer = message.source
     if message.full is not None:
@@ -108,7 +103,7 @@ def got_notify(pg: PG, message: m.Notify) -> None:
         pg.send(peer, m.Query, True)
 
 
-def _maybe_choose(pg: PG) -> None:
+def _maybe_choose(pg: PgState) -> None:
     if pg.me not in pg.infos or not pg.probing <= pg.infos.keys():
         return
     if lost_interval(pg):
@@ -125,7 +120,7 @@ def _maybe_choose(pg: PG) -> None:
     want, backfill = chosen
     if want != pg.placed.acting:
         pg.state = "wait_acting"
-        ask_acting(pg, want)
+        pg.ask_acting(want)
         return
     pg.backfill = {peer: pg.infos.get(peer, PgInfo()).last_backfill for peer in backfill}
     if pg.auth == pg.me:
@@ -136,13 +131,13 @@ def _maybe_choose(pg: PG) -> None:
         pg.send(pg.auth, m.Query, True)
 
 
-def any_down(pg: PG) -> bool:
+def any_down(pg: PgState) -> bool:
     """Whether somebody of a past interval is not here to say that it has ended for him."""
     members = {p for interval in pg.intervals for p in pg.members(interval.placed.acting)}
     return any(not pg.osd.map.is_up(peer[0]) for peer in members)
 
 
-def lost_interval(pg: PG) -> bool:
+def lost_interval(pg: PgState) -> bool:
     """Whether too few are left of a past interval that may have accepted writes."""
     les = max(info.history_les for info in pg.infos.values())
     need = pg.pool.k or 1
@@ -154,7 +149,7 @@ def lost_interval(pg: PG) -> bool:
     return False
 
 
-def choose_acting(pg: PG, auth: PgInfo) -> tuple[tuple[int, ...], list[Peer]] | None:
+def choose_acting(pg: PgState, auth: PgInfo) -> tuple[tuple[int, ...], list[Peer]] | None:
     """Return the acting set to serve with and the members of `up` to backfill, None if too few.
 
     A member whose log does not reach the authoritative one is no good for serving: somebody who
@@ -186,13 +181,7 @@ def choose_acting(pg: PG, auth: PgInfo) -> tuple[tuple[int, ...], list[Peer]] | 
     return tuple(osd for osd, _ in row), backfill
 
 
-def ask_acting(pg: PG, want: tuple[int, ...]) -> None:
-    """Ask the monitors for another acting set; the OSD repeats it until the map has it."""
-    pg.want = () if want == pg.placed.up else want
-    pg.osd.ask_monitors()
-
-
-def _take_log(pg: PG, log: PgLog) -> None:
+def _take_log(pg: PgState, log: PgLog) -> None:
     """The primary adopts the authoritative log, and asks the others for all of theirs."""
     apply_merge(pg, log)
     pg.state = "getmissing"
@@ -202,7 +191,7 @@ def _take_log(pg: PG, log: PgLog) -> None:
     _maybe_wait_up_thru(pg)
 
 
-def apply_merge(pg: PG, log: PgLog, les: int | None = None) -> Merge:
+def apply_merge(pg: PgState, log: PgLog, les: int | None = None) -> Merge:
     """Make this copy agree with a log: roll divergent writes back, note what is missing."""
     done = merge(pg.copy.meta, log, rollback=bool(pg.pool.k))
     puts: dict[str, Stored | None] = dict.fromkeys(done.remove)
@@ -220,7 +209,7 @@ def apply_merge(pg: PG, log: PgLog, les: int | None = None) -> Merge:
     return done
 
 
-def _maybe_wait_up_thru(pg: PG) -> None:
+def _maybe_wait_up_thru(pg: PgState) -> None:
     if any(peer not in pg.metas for peer in pg.infos if peer != pg.me):
         return
     log = pg.copy.meta.log
@@ -231,14 +220,14 @@ def _maybe_wait_up_thru(pg: PG) -> None:
     _maybe_activate(pg)
 
 
-def _maybe_activate(pg: PG) -> None:
+def _maybe_activate(pg: PgState) -> None:
     if pg.osd.map.osds[pg.osd.id].up_thru < pg.since:
         pg.osd.ask_monitors()
         return
     activate(pg)
 
 
-def activate(pg: PG) -> None:
+def activate(pg: PgState) -> None:
     """All members write the history down, with this epoch as their last_epoch_started."""
     pg.state = "activating"
     pg.activating = {pg.me, *pg.writers}
@@ -260,7 +249,7 @@ def activate(pg: PG) -> None:
             pg.send(peer, m.Activate, meta, pg.bound, anew)
 
 
-def activated_by(pg: PG, message: m.Activate) -> None:
+def activated_by(pg: PgState, message: m.Activate) -> None:
     """A member takes the history that the primary sends."""
     auth = message.meta
     pg.bound = max(pg.bound, message.lease)
@@ -280,7 +269,7 @@ def activated_by(pg: PG, message: m.Activate) -> None:
     )
 
 
-def got_activated(pg: PG, message: m.Activated) -> None:
+def got_activated(pg: PgState, message: m.Activated) -> None:
     """A member has the history on disk."""
     if pg.state == "activating":
         pg.missing[message.source] = dict(message.missing)
@@ -288,13 +277,13 @@ def got_activated(pg: PG, message: m.Activated) -> None:
         _activated(pg, message.source)
 
 
-def _activated(pg: PG, peer: Peer) -> None:
+def _activated(pg: PgState, peer: Peer) -> None:
     pg.activating.discard(peer)
     if pg.activating:
         return
     pg.state = "active" if can_write(pg) else "peered"
     pg.committed = pg.copy.meta.log.head
-    record_history(pg, les=pg.info.last_epoch_started, clean=pg.info.last_epoch_clean)
+    pg.record_history(les=pg.info.last_epoch_started, clean=pg.info.last_epoch_clean)
     for other in pg.writers:
         if other != pg.me:
             pg.send(other, m.Committed, pg.committed)
@@ -306,19 +295,11 @@ def _activated(pg: PG, peer: Peer) -> None:
     recovery.kick(pg)
 
 
-def _wait_over(pg: PG) -> None:
+def _wait_over(pg: PgState) -> None:
     ops.requeue(pg)
     recovery.kick(pg)
 
 
-def can_write(pg: PG) -> bool:
+def can_write(pg: PgState) -> bool:
     """Whether there are enough members to accept client operations (min_size)."""
     return len(pg.acting) >= pg.pool.min_size
-
-
-def record_history(pg: PG, les: int, clean: int) -> None:
-    """Write down, here and with every member, how far all have come together."""
-    pg.commit(Transaction(pg.meta(history_les=les, last_epoch_clean=clean)))
-    for peer in pg.writers:
-        if peer != pg.me:
-            pg.send(peer, m.History, les, clean)

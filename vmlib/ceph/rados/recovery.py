@@ -14,23 +14,18 @@ Ceph: doc/dev/osd_internals/recovery_reservation.rst, backfill_reservation.rst, 
 by priority, partial recovery of an object (an object is copied whole).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-from vmlib.ceph.rados import gather, ops, peering
+from vmlib.ceph.rados import gather
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados.erasure import decode, encode
+from vmlib.ceph.rados.pg_state import PgState
 from vmlib.ceph.rados.pglog import MAX_NAME, ZERO, Peer, Version, newest
 from vmlib.ceph.rados.store import Stored, Transaction
 
-if TYPE_CHECKING:
-    from vmlib.ceph.rados.pg import PG
 
-
-def kick(pg: PG) -> None:
+def kick(pg: PgState) -> None:
     """Start as many recoveries as may run at a time; note it when nothing is left to do."""
     if not pg.active:
         return
@@ -46,40 +41,28 @@ def kick(pg: PG) -> None:
             _finished(pg)
 
 
-def _lacking(pg: PG) -> set[str]:
+def _lacking(pg: PgState) -> set[str]:
     names = set(pg.copy.meta.missing)
     for lacks in pg.missing.values():
         names.update(lacks)
     return names
 
 
-def _next(pg: PG) -> str | None:
+def _next(pg: PgState) -> str | None:
     lacking = _lacking(pg) - pg.recovering.keys() - pg.unfound
     lacking -= pg.locks.keys() | {write.name for write in pg.in_flight.values()}
     first = [name for name in pg.wanted if name in lacking]
     return first[0] if first else min(lacking, default=None)
 
 
-def want(pg: PG, name: str) -> None:
+def want(pg: PgState, name: str) -> None:
     """A client waits for this object."""
     if name not in pg.wanted:
         pg.wanted.append(name)
     kick(pg)
 
 
-def lock(pg: PG, name: str) -> None:
-    """Hold writes to an object back."""
-    pg.locks[name] = pg.locks.get(name, 0) + 1
-
-
-def unlock(pg: PG, name: str) -> None:
-    """Let writes to an object through, if nobody else holds it."""
-    pg.locks[name] -= 1
-    if not pg.locks[name]:
-        del pg.locks[name]
-
-
-def needed_version(pg: PG, name: str) -> Version:
+def needed_version(pg: PgState, name: str) -> Version:
     """Return the version that every member should hold of an object (ZERO: none)."""
     if name in pg.copy.meta.missing:
         return pg.copy.meta.missing[name]
@@ -90,7 +73,7 @@ def needed_version(pg: PG, name: str) -> Version:
 # -- one object --------------------------------------------------------------------------------
 
 
-def _recover(pg: PG, name: str) -> None:
+def _recover(pg: PgState, name: str) -> None:
     """Bring one object to every member that lacks it."""
     pg.recovering[name] = set()
     if name in pg.wanted:
@@ -101,7 +84,7 @@ def _recover(pg: PG, name: str) -> None:
 
 
 def fetch(
-    pg: PG, name: str, version: Version, then: Callable[[dict[int, Stored] | None], None]
+    pg: PgState, name: str, version: Version, then: Callable[[dict[int, Stored] | None], None]
 ) -> None:
     """Hand over what each shard should store of an object, from here or from others."""
     pool = pg.pool
@@ -125,7 +108,7 @@ def fetch(
 
 
 def _fetched(
-    pg: PG, name: str, version: Version, targets: list[Peer], got: dict[int, Stored] | None
+    pg: PgState, name: str, version: Version, targets: list[Peer], got: dict[int, Stored] | None
 ) -> None:
     if got is None:
         pg.unfound.add(name)
@@ -145,7 +128,7 @@ def _fetched(
         _recovered(pg, name)
 
 
-def pushed_by(pg: PG, message: m.Push) -> None:
+def pushed_by(pg: PgState, message: m.Push) -> None:
     """A member takes an object from the primary, unless it has something newer."""
     name, put = message.name, message.put
     missing = {n: v for n, v in pg.copy.meta.missing.items() if n != name}
@@ -156,12 +139,12 @@ def pushed_by(pg: PG, message: m.Push) -> None:
     pg.commit(Transaction(meta, puts), lambda: pg.send(message.source, m.Pushed, name))
 
 
-def newer_here(pg: PG, name: str, version: Version) -> bool:
+def newer_here(pg: PgState, name: str, version: Version) -> bool:
     """Whether this copy holds the object in a later version than the one pushed."""
     return pg.copy.version_of(name) > version and name not in pg.copy.meta.missing
 
 
-def got_pushed(pg: PG, peer: Peer, name: str) -> None:
+def got_pushed(pg: PgState, peer: Peer, name: str) -> None:
     """A member has the object on disk."""
     if name in pg.recovering:
         pg.missing.get(peer, {}).pop(name, None)
@@ -170,15 +153,15 @@ def got_pushed(pg: PG, peer: Peer, name: str) -> None:
             _recovered(pg, name)
 
 
-def _recovered(pg: PG, name: str) -> None:
+def _recovered(pg: PgState, name: str) -> None:
     del pg.recovering[name]
     if name == MAX_NAME:
         pg.filled = {peer for peer, cursor in pg.backfill.items() if cursor == MAX_NAME}
-    ops.requeue(pg)
+    pg.requeue()
     kick(pg)
 
 
-def new_source(pg: PG) -> None:
+def new_source(pg: PgState) -> None:
     """Somebody came back who may have what nobody had."""
     pg.unfound.clear()
     kick(pg)
@@ -187,7 +170,7 @@ def new_source(pg: PG) -> None:
 # -- a whole copy ------------------------------------------------------------------------------
 
 
-def _backfill(pg: PG) -> None:
+def _backfill(pg: PgState) -> None:
     """Push the next object after the cursor of one backfill, or end it."""
     peer = min(pg.backfill.keys() - pg.filled)
     cursor = pg.backfill[peer]
@@ -214,7 +197,9 @@ def _backfill(pg: PG) -> None:
     _send_backfill(pg, peer, MAX_NAME, ZERO, None)
 
 
-def _backfilled(pg: PG, peer: Peer, name: str, before: str, got: dict[int, Stored] | None) -> None:
+def _backfilled(
+    pg: PgState, peer: Peer, name: str, before: str, got: dict[int, Stored] | None
+) -> None:
     if got is None:
         del pg.recovering[name]
         pg.backfill[peer] = before
@@ -224,15 +209,17 @@ def _backfilled(pg: PG, peer: Peer, name: str, before: str, got: dict[int, Store
         _send_backfill(pg, peer, name, put.version, put)
 
 
-def _send_backfill(pg: PG, peer: Peer, name: str, version: Version, put: Stored | None) -> None:
+def _send_backfill(
+    pg: PgState, peer: Peer, name: str, version: Version, put: Stored | None
+) -> None:
     pg.backfill[peer] = name
     pg.send(peer, m.Push, name, put, version, name)
 
 
-def _finished(pg: PG) -> None:
+def _finished(pg: PgState) -> None:
     """Nothing is missing anywhere: give pg_temp back, or note that the PG is clean."""
     if pg.placed.acting != pg.placed.up:
-        peering.ask_acting(pg, pg.placed.up)
+        pg.ask_acting(pg.placed.up)
     elif not pg.clean and pg.osd.now >= pg.prior_bound:
         pg.clean = True
-        peering.record_history(pg, pg.info.history_les, pg.osd.epoch)
+        pg.record_history(pg.info.history_les, pg.osd.epoch)
