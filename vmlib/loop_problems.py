@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmlib.errors import BadInput
 from vmlib.loop_trace import TRIES, record_loop
+from vmlib.problems import checked_seed, marked
 from vmlib.trace import Trace
 
 
@@ -40,19 +40,17 @@ class LoopProblem:
         events = [step.event for step in self.trace.steps]
         returned = events.count("return")
         left = returned + events.count("handled")
-        marks = []
-        for name, given, truth in (("exits", exits, left), ("returns", returns, returned)):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == truth else 'not what happens'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        return marked(
+            self.seed,
+            ("exits", exits, left),
+            ("returns", returns, returned),
+            wrong="not what happens",
+        )
 
 
 def loop_problem(seed: int) -> LoopProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     chance = random.Random(seed)
     tries = tuple(chance.choices(list(TRIES), k=chance.randint(2, 5)))
     return LoopProblem(seed, tries, chance.random() < 0.5, chance.random() < 0.5)

@@ -19,7 +19,6 @@ from typing import Any, Self
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import NONE, ONE, RULE_TYPES, Rule
 from vmlib.ceph.crush.read_json import parse, unique
-from vmlib.ceph.numbers import decimal, whole
 from vmlib.ceph.object_hash import object_hash
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId, Placement, first_of, keep, prefer
@@ -27,6 +26,7 @@ from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.read_osdmap import read_osdmap, read_pgid
 from vmlib.ceph.upmap import Exchange, apply_upmap
 from vmlib.errors import BadInput
+from vmlib.numbers import decimal, whole
 
 RULE_FOR = {RULE_TYPES["msr_firstn"]: REPLICATED, RULE_TYPES["msr_indep"]: ERASURE}
 """Which type of pool a multi-step-retry rule is for."""

@@ -11,9 +11,9 @@ Left out: quotas, snapshots, cache-tier settings, everything that does not place
 from dataclasses import dataclass
 
 from vmlib.ceph.crush.hashing import MASK, crush_hash
-from vmlib.ceph.numbers import whole
 from vmlib.ceph.object_hash import stable_mod
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 REPLICATED, ERASURE = 1, 3
 """Pool types."""

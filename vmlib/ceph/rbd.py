@@ -16,8 +16,8 @@ parent's), journals, encryption.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 from vmlib.units import parse_size
 
 LEAST_ORDER, MOST_ORDER = 12, 25

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from vmlib.ceph.numbers import whole
 from vmlib.ceph.rbd import Extent, RbdObjects, rbd_objects
+from vmlib.problems import checked_seed, marked
 from vmlib.units import GIB, KIB, format_size
 
 
@@ -36,21 +36,17 @@ class RbdProblem:
     def mark(self, number: int | None = None, offset: int | None = None) -> str:
         """Mark an answer; say what is right and give nothing away."""
         truth = self.answer
-        marks = []
-        for name, given, right in (
+        return marked(
+            self.seed,
             ("object", number, truth.number),
             ("offset", offset, truth.offset),
-        ):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == right else 'not there'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+            wrong="not there",
+        )
 
 
 def rbd_problem(seed: int) -> RbdProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    whole(seed, "seed", 0)
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     chance = random.Random(seed)
     order = chance.randint(20, 23)
     unit = (1 << order) >> chance.randint(0, 4)

@@ -12,12 +12,12 @@ from typing import Any
 
 from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.ceph.crush.read_json import get, unique
-from vmlib.ceph.numbers import decimal, whole
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId
 from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.upmap import Exchange
 from vmlib.errors import BadInput, Unsupported
+from vmlib.numbers import decimal, whole
 
 MASKED = ("unknown", "luminous", "mimic", "nautilus", "octopus", "pacific")
 """Releases in which a rule's `min_size` and `max_size` count; Quincy took them away."""

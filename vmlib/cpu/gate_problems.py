@@ -12,7 +12,7 @@ from vmlib.cpu import events, gates
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.falls import RAM, fall_guest, kernel_address, start_fall
 from vmlib.cpu.linear import Fault, LinearMemory
-from vmlib.errors import BadInput
+from vmlib.problems import checked_seed
 
 _VECTOR = 0x80
 _SELECTORS = (0x18, 0x18, 0x18, 0x10, 0x08, 0x60)
@@ -73,8 +73,7 @@ class GateProblem:
 
 def gate_problem(seed: int) -> GateProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    checked_seed(seed)
     chance = random.Random(seed)
     handler = kernel_address(fall_guest("int"), "on_80")
     selector, kind = chance.choice(_SELECTORS), chance.choice(_KINDS)

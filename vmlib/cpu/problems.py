@@ -6,7 +6,7 @@ from functools import cached_property
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.exits import Exit, IoOut
 from vmlib.cpu.guests import Guest, add_guest
-from vmlib.errors import BadInput
+from vmlib.problems import checked_seed, marked
 
 # Knuth's multiplicative hash: neighbouring seeds give operands that look unrelated, and it is
 # short enough for the page's script to compute the same.
@@ -37,14 +37,13 @@ class AddProblem:
     def mark(self, output: str | None = None, exits: int | None = None) -> str:
         """Mark an answer by running the guest; say what is right and give nothing away."""
         printed, returned = self._run()
-        marks = []
-        for name, given, truth in (("output", output, printed), ("exits", exits, returned)):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                same = str(given).strip() == str(truth)
-                marks.append(f"{name}: {'right' if same else 'not what the guest does'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        said = None if output is None else str(output).strip()
+        return marked(
+            self.seed,
+            ("output", said, printed),
+            ("exits", exits, returned),
+            wrong="not what the guest does",
+        )
 
     def _run(self) -> tuple[str, int]:
         exits: list[Exit] = []
@@ -60,7 +59,6 @@ class AddProblem:
 
 def add_problem(seed: int) -> AddProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    checked_seed(seed)
     mixed = (seed + 1) * _MULTIPLIER & 0xFFFFFFFF
     return AddProblem(seed, mixed >> 24, mixed >> 16 & 0xFF)

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from vmlib.cpu.engines import open_svm
 from vmlib.cpu.state import SystemRegisters
-from vmlib.errors import BadInput
+from vmlib.problems import checked_seed
 from vmlib.units import PAGE_SIZE
 
 # Text, bytes in 16-bit code, and the exit that it causes if its intercept bit is set.
@@ -72,8 +72,7 @@ class VmrunProblem:
 
 def vmrun_problem(seed: int) -> VmrunProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    checked_seed(seed)
     rng = random.Random(seed)
     chosen = rng.choices(_CHOICE, k=6)
     used = {name for _, _, name in chosen}

@@ -4,12 +4,12 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmlib.errors import BadInput
 from vmlib.memory.paging import Access
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.tables import Map, build_tables
 from vmlib.memory.walk import walk
+from vmlib.problems import checked_seed, marked
 from vmlib.units import MIB, PAGE_SIZE
 
 _RAM = 16 * MIB
@@ -66,19 +66,13 @@ class FourProblem:
 
     def mark(self, gpa: int | str | None = None, hva: int | str | None = None) -> str:
         """Mark an answer by walking; say what is right and give nothing away."""
-        marks: list[str] = []
-        for name, given, truth in zip(("GPA", "HVA"), (gpa, hva), self.truth, strict=True):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == truth else 'not so'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        there, host = self.truth
+        return marked(self.seed, ("GPA", gpa, there), ("HVA", hva, host))
 
 
 def four_problem(seed: int) -> FourProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     chance = random.Random(seed)
     slots: list[Slot] = []
     at, hva = 0, _HVA + chance.randrange(1 << 20) * PAGE_SIZE

@@ -13,6 +13,7 @@ from vmlib.memory.walk_example import (
     PLACES,
     record_example,
 )
+from vmlib.problems import checked_seed, marked
 from vmlib.trace import Trace
 
 ENDS = {
@@ -60,21 +61,13 @@ class WalkProblem:
         """Mark an answer by walking; say what is right and give nothing away."""
         if who is not None and who not in ENDS:
             raise BadInput("who", f"is one of {', '.join(map(repr, ENDS))}, not {who!r}")
-        marks = []
-        for name, given, truth in zip(
-            ("references", "who"), (references, who), self.answer, strict=True
-        ):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == truth else 'not so'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        count, end = self.answer
+        return marked(self.seed, ("references", references, count), ("who", who, end))
 
 
 def walk_problem(seed: int) -> WalkProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     chance = random.Random(seed)
     guests = [key for key in GUESTS if key != "off"]
     return WalkProblem(

@@ -19,8 +19,8 @@ from vmlib.ceph.crush.facts import (
     Step,
     Tunables,
 )
-from vmlib.ceph.numbers import decimal, whole
 from vmlib.errors import BadInput
+from vmlib.numbers import decimal, whole
 
 LARGEST = 1_000_000
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ONE, Bucket, Device
-from vmlib.ceph.numbers import decimal
 from vmlib.errors import BadInput
+from vmlib.numbers import decimal
 
 
 def reweighted(crush: CrushMap, item: int | str, weight: float) -> CrushMap:

@@ -17,7 +17,7 @@ from vmlib.ceph.crush.knobs import set_knob
 from vmlib.ceph.crush.msr import run_msr
 from vmlib.ceph.crush.run import Run
 from vmlib.ceph.crush.watch import Watch
-from vmlib.ceph.numbers import whole
+from vmlib.numbers import whole
 
 MOST = 10_000
 """The largest number of replicas asked for at once."""

@@ -19,8 +19,8 @@ from vmlib.ceph.crush.facts import (
     Tunables,
 )
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
-from vmlib.ceph.numbers import decimal, whole
 from vmlib.errors import BadInput
+from vmlib.numbers import decimal, whole
 
 OPCODES = {
     10: "set_choose_local_tries",

@@ -13,8 +13,8 @@ from vmlib.ceph.crush.facts import NONE, ONE, Bucket, ChooseArgs, MapFacts, Weig
 from vmlib.ceph.crush.hashing import crush_hash
 from vmlib.ceph.crush.knobs import knobs_of
 from vmlib.ceph.crush.watch import Watch
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 UNSET = NONE - 1
 """A place in an answer that is not filled yet."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vmlib.ceph.crush.build import regular_tree
 from vmlib.ceph.crush.change import reweighted
 from vmlib.ceph.crush.crush_map import CrushMap
-from vmlib.ceph.numbers import whole
+from vmlib.problems import checked_seed, marked
 
 _MULTIPLIER = 2654435761  # Knuth's: neighbouring seeds give inputs that look unrelated
 WEIGHTS = (1, 2, 4, 8)
@@ -49,18 +49,17 @@ class StrawProblem:
         """Mark an answer by asking the map; say what is right and give nothing away."""
         heavier = reweighted(self.crush, self.doubled, 2 * self.weights[self.doubled])
         truths = [crush.map("replicated", self.x, 1)[0] for crush in (self.crush, heavier)]
-        marks = []
-        for name, given, truth in zip(("winner", "then"), (winner, then), truths, strict=True):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == truth else 'not what CRUSH does'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        return marked(
+            self.seed,
+            ("winner", winner, truths[0]),
+            ("then", then, truths[1]),
+            wrong="not what CRUSH does",
+        )
 
 
 def straw_problem(seed: int) -> StrawProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    whole(seed, "seed", 0, (1 << 32) - 1)
+    checked_seed(seed)
     mixed = (seed + 1) * _MULTIPLIER & 0xFFFFFFFF
     first, second, third, fourth = (WEIGHTS[mixed >> shift & 3] for shift in (30, 28, 26, 24))
     return StrawProblem(seed, mixed >> 8 & 0xFFFF, (first, second, third, fourth), mixed >> 6 & 3)

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ALGORITHMS, NONE, ONE, Bucket, Device, Rule, Step, Weights
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 LEVELS = (10, 9, 9, 9)
 """Rows, racks in a row, hosts in a rack, devices in a host: the paper's 7,290 devices."""

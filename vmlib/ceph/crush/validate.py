@@ -8,8 +8,8 @@ a map that can do no good (a weight-set of the wrong length, a loop of buckets),
 from collections.abc import Iterable, Mapping
 
 from vmlib.ceph.crush.facts import ALGORITHMS, RULE_TYPES, MapFacts
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 MAX_WEIGHT = 0xFFFFFFFF
 MAX_TRIES = 10_000

@@ -8,8 +8,8 @@ that no cluster exceeds, and no prediction of what one reaches.
 
 from dataclasses import dataclass
 
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 TEN_GIGABIT = 1_250_000_000
 """Bytes a second, each way, of a 10 Gbit/s link."""

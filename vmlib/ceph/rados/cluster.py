@@ -13,7 +13,6 @@ nodes, lets time pass, and adds up what they did.
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.client import Client, Operation
 from vmlib.ceph.rados.clustermap import (
     NONE,
@@ -34,6 +33,7 @@ from vmlib.ceph.rados.pg import PG
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.ceph.rados.store import Store
 from vmlib.errors import BadInput, VmlibError
+from vmlib.numbers import whole
 
 
 class NotDone(VmlibError):

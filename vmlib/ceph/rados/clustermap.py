@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 NONE = 0x7FFFFFFF
 """A hole in an erasure-coded set, as CRUSH writes it."""

@@ -18,7 +18,7 @@ small write does not cover, and whatever an RBD client writes beside its data.
 
 from dataclasses import dataclass
 
-from vmlib.ceph.numbers import whole
+from vmlib.numbers import whole
 from vmlib.units import KIB
 
 

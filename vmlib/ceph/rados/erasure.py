@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from vmlib.ceph.numbers import whole
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 POLYNOMIAL = 0x11D
 Matrix = list[list[int]]

@@ -7,10 +7,10 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmlib.ceph.numbers import whole
 from vmlib.ceph.rados.cluster import Cluster
 from vmlib.ceph.rados.clustermap import Pool
 from vmlib.ceph.rados.device import DeviceBytes
+from vmlib.problems import checked_seed, marked
 from vmlib.units import MIB
 
 KINDS = ("ClientOp", "ClientReply", "RepOp", "RepAck")
@@ -59,20 +59,18 @@ class WriteProblem:
         self, messages: int | None = None, wire: float | None = None, disks: float | None = None
     ) -> str:
         """Mark an answer by doing the write; say what is right and give nothing away."""
-        marks = []
         names = ("messages", "MiB on the wire", "MiB to disks")
-        for name, given, truth in zip(names, (messages, wire, disks), self.answer, strict=True):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                right = abs(given - truth) < 0.05
-                marks.append(f"{name}: {'right' if right else 'not what happens'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        parts = [
+            # A reader rounds to one place behind the point.
+            (name, truth if given is not None and abs(given - truth) < 0.05 else given, truth)
+            for name, given, truth in zip(names, (messages, wire, disks), self.answer, strict=True)
+        ]
+        return marked(self.seed, *parts, wrong="not what happens")
 
 
 def write_problem(seed: int) -> WriteProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    whole(seed, "seed", 0)
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     draw = random.Random(seed)
     if draw.random() < 0.4:
         size = draw.choice((2, 3, 4))

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from vmlib.errors import BadInput
 from vmlib.memory.caches.mmu import CR4_PCIDE, KEEP
 from vmlib.memory.caches.vmx_mmu import CachedMmu
 from vmlib.memory.nested import walk_nested
 from vmlib.memory.second_stage import Ept
 from vmlib.memory.sparse import SparseMemory
 from vmlib.memory.tables import Map, build_tables
+from vmlib.problems import checked_seed, marked
 from vmlib.units import MIB, PAGE_SIZE
 
 _GVA = 0x40_0000
@@ -82,13 +82,8 @@ class TlbProblem:
 
     def mark(self, misses: int | None = None, old: int | None = None) -> str:
         """Mark an answer by living through the story; give nothing away."""
-        marks = []
-        for name, given, truth in zip(("misses", "old"), (misses, old), self.answer, strict=True):
-            if given is None:
-                marks.append(f"{name}: not answered yet")
-            else:
-                marks.append(f"{name}: {'right' if given == truth else 'not so'}")
-        return f"Problem {self.seed}: " + "; ".join(marks)
+        missed, went_wrong = self.answer
+        return marked(self.seed, ("misses", misses, missed), ("old", old, went_wrong))
 
 
 def event_words(event: Event) -> str:
@@ -97,9 +92,8 @@ def event_words(event: Event) -> str:
 
 
 def tlb_problem(seed: int) -> TlbProblem:
-    """Return the problem of a seed (a whole number, 0 or more)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise BadInput("seed", f"must be a whole number, 0 or more, not {seed!r}")
+    """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
+    checked_seed(seed)
     chance = random.Random(seed)
     vpid, pcid = chance.random() < 0.6, chance.random() < 0.5
     pages = chance.sample((1, 2, 3), 2)

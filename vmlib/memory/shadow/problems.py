@@ -4,10 +4,10 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmlib.errors import BadInput
 from vmlib.memory.shadow.guest import ShadowGuest
 from vmlib.memory.shadow.strategy import OUT_OF_SYNC, WRITE_PROTECT, Strategy
 from vmlib.memory.shadow.trace import Deed
+from vmlib.problems import checked_seed
 
 _WORDS = {
     "read": "read page {page}",
@@ -60,8 +60,7 @@ class ShadowProblem:
 
 def shadow_problem(seed: int) -> ShadowProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise BadInput("seed", f"must be a whole number from 0 to 2^32 - 1, not {seed!r}")
+    checked_seed(seed)
     rng = random.Random(seed)
     deeds: list[Deed] = [("move", rng.randrange(3), rng.choice("DEF"))]
     while len(deeds) < 8:
