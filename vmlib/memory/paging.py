@@ -15,7 +15,8 @@ SDM vol. 3A, 4.3 (32-bit), 4.4 (PAE), 4.5 (4- and 5-level), 4.6 (access rights a
 keys); AMD APM vol. 2, 5.2, 5.3, 5.6.
 
 Left out: memory types (PWT, PCD and PAT change no address), linear-address masking, HLAT, shadow
-stacks, supervisor protection keys (PKS). 1 GiB pages and PSE-36 are taken to exist.
+stacks, supervisor protection keys (PKS). 1 GiB pages and PSE-36 are taken to exist. Bit 8 of a
+PML4E or PML5E is ignored, as by Intel; AMD reserves it (APM 5.3.3).
 """
 
 from dataclasses import dataclass
