@@ -42,19 +42,17 @@ class Client:
     def get(self, pool, name, length, offset):
         return base64.b64encode(self.io(pool).read(name, length, offset)).decode()
 
+    def newest_map(self):
+        """Wait until this client has the cluster's newest map: it may send to a tier then."""
+        self.cluster.wait_for_latest_osdmap()
+
     def write_at(self, pool, name, data, offset):
         self.io(pool).write(name, base64.b64decode(data), offset)
 
-    def exists(self, pool, name, length):
-        """Read the start of an object; None if there is none."""
-        try:
-            return self.get(pool, name, length, 0)
-        except rados.ObjectNotFound:
-            return None
-
     def group(self, pgid):
         """What the primary of a placement group says of it."""
-        code, out, error = self.cluster.pg_command(pgid, json.dumps({"prefix": "query"}), b"")
+        ask = json.dumps({"prefix": "query", "pgid": pgid, "format": "json"})
+        code, out, error = self.cluster.pg_command(pgid, ask, b"")
         assert code == 0, error
         return json.loads(out)
 

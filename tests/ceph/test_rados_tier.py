@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vmlib.ceph.rados import CacheTier, TierConfig, ceiling, write_cost
+from vmlib.ceph.rados import MODES, CacheTier, TierConfig, ceiling, write_cost
 from vmlib.ceph.rados.device import BLUESTORE_HDD, BLUESTORE_SSD
 from vmlib.errors import BadInput
 from vmlib.units import KIB, MIB
@@ -14,11 +14,7 @@ OBJECT = 4 * MIB
 
 def tier(mode="writeback", names="abcdefgh", **options):
     """A tier over a base pool that holds some objects, with an empty cache."""
-    made = CacheTier(TierConfig(mode, **options))
-    for name in names:
-        made._write_base(name, OBJECT)
-    made.counts = CacheTier().counts
-    return made
+    return CacheTier(TierConfig(mode, **options), names)
 
 
 # -- promotion ---------------------------------------------------------------------------------
@@ -37,16 +33,27 @@ def test_writeback_promotes_what_is_read_twice_in_a_hit_set():
 
 
 def test_recency_counts_hit_sets_without_a_gap():
+    """As on a live cluster: see test_live_tier."""
     cache = tier(min_read_recency=2)
-    for at in (0, 1, 1200, 2400):  # two periods in a row before the third
-        assert cache.cached() == []
-        cache.read("a", 1, at)
-    cache.read("a", 1, 2401)
-    assert cache.cached() == ["a"]
-    cache = tier(min_read_recency=2)
-    for at in (0, 2400, 2401):  # none in the period between
-        cache.read("a", 1, at)
+    cache.read("a", 1, 0)
+    cache.read("b", 1, 1300)  # the first after the period: the set with both ends here
     assert cache.cached() == []
+    cache.read("a", 1, 1301)  # not in the new one yet
+    assert cache.cached() == []
+    cache.read("a", 1, 1302)
+    assert cache.cached() == ["a"]
+    for at in (2600, 2601):  # "c" ends a set that "b" is not in
+        cache.read("c", 1, at)
+    cache.read("b", 1, 2602)
+    cache.read("b", 1, 2603)
+    assert cache.cached() == ["a"]
+
+
+def test_a_set_that_nobody_ends_is_still_the_current_one():
+    cache = tier()
+    cache.read("a", 1, 0)
+    cache.read("a", 1, 90_000)  # a day of silence
+    assert cache.cached() == ["a"]
 
 
 def test_recency_zero_promotes_at_once():
@@ -65,33 +72,41 @@ def test_readproxy_never_promotes_a_read_and_always_a_write():
     assert (cache.cached(), cache.dirty(), cache.counts.promoted) == (["b"], ["b"], 1)
 
 
-def test_readonly_promotes_reads_and_serves_what_is_old():
+def test_readonly_writes_in_the_cache_what_is_there_and_sends_the_rest_on():
     cache = tier("readonly")
     assert cache.read("a", 1, 0) == 1
     assert cache.cached() == ["a"]
     assert cache.write("a", 1, 1) == 2
-    assert cache.read("a", 1, 2) == 1  # the cache does not know
+    assert (cache.dirty(), cache.read("a", 1, 2)) == (["a"], 2)
+    assert cache.write("b", 1, 3) == 2
+    assert cache.read("b", 1, 4) == 2
+    assert (cache.cached(), cache.counts.between) == (["a"], OBJECT)  # "b" is known to be absent
     cache.flush_evict_all()
-    assert cache.read("a", 1, 3) == 2
+    assert cache.read("a", 1, 5) == 2
+    assert cache.cached() == []
 
 
-def test_a_whole_object_lands_in_the_cache_without_promotion():
+def test_a_write_of_a_whole_object_is_like_any_other():
     cache = tier()
-    cache.write("a", OBJECT, 0, whole=True)
-    cache.write("new", OBJECT, 0, whole=True)
+    cache.write("a", OBJECT, 0)
+    cache.write("new", OBJECT, 0)
+    assert cache.cached() == []
+    assert cache.counts.base == write_cost(OBJECT) * 6
+    cache = tier("readproxy")
+    cache.write("a", OBJECT, 0)
+    cache.write("new", OBJECT, 0)
     assert cache.dirty() == ["a", "new"]
-    assert cache.counts.promoted == 0
-    assert cache.counts.base.total == 0
+    assert cache.counts.promoted == 1  # and written over at once
 
 
 # -- flush and eviction ------------------------------------------------------------------------
 
 
 def test_the_agent_keeps_dirty_and_full_below_their_ratios():
-    cache = tier(target_max_bytes=10 * OBJECT)
+    cache = tier("readproxy", target_max_bytes=10 * OBJECT)
     names = [f"o{i}" for i in range(30)]
     for at, name in enumerate(names):
-        cache.write(name, OBJECT, at, whole=True)
+        cache.write(name, OBJECT, at)
         assert len(cache.dirty()) <= 4
         assert len(cache.cached()) <= 8
     assert cache.cached() == sorted(names[-8:])
@@ -109,7 +124,7 @@ def test_what_is_warm_stays():
     assert cache.counts.promoted == 8  # a once, and seven that came and went
 
 
-@pytest.mark.parametrize("mode", ["writeback", "readproxy"])
+@pytest.mark.parametrize("mode", MODES)
 def test_no_write_is_ever_lost_or_old(mode):
     """Whatever is cached, flushed or proxied: a read sees the last write."""
     for seed in range(40):
@@ -119,7 +134,7 @@ def test_no_write_is_ever_lost_or_old(mode):
         for at in range(150):
             name = draw.choice("abcdef")
             if draw.random() < 0.4:
-                truth[name] = cache.write(name, 4 * KIB, at, whole=draw.random() < 0.2)
+                truth[name] = cache.write(name, 4 * KIB, at)
             elif draw.random() < 0.05:
                 cache.flush_evict_all()
             assert cache.read(name, 1, at) == truth.get(name, 0)
@@ -166,10 +181,22 @@ def test_ceilings_of_ten_gigabit():
         ceiling.cluster(2)
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(BadInput, match="mode"):
-        TierConfig("forward")
-    with pytest.raises(BadInput, match="target_max_bytes"):
-        TierConfig(target_max_bytes=1000)
-    with pytest.raises(BadInput, match="ratio"):
-        TierConfig(dirty_ratio=0.9)
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda: TierConfig("forward"), "mode"),
+        (lambda: TierConfig(target_max_bytes=1000), "target_max_bytes"),
+        (lambda: TierConfig(dirty_ratio=0.9), "ratios"),
+        (lambda: TierConfig(hit_set_count=0), "hit_set_count"),
+        (lambda: TierConfig(hit_set_period=0), "hit_set_period"),
+        (lambda: TierConfig(object_size=0), "object_size"),
+        (lambda: TierConfig(min_read_recency=-1), "min_read_recency"),
+        (lambda: tier().read("a", -1, 0), "length"),
+        (lambda: tier().write("a", OBJECT + 1, 0), "length"),
+        (lambda: tier().read("a", 1, -1), "now"),
+    ],
+)
+def test_bad_input_is_refused(ask, field):
+    with pytest.raises(BadInput) as caught:
+        ask()
+    assert caught.value.field == field

@@ -10,24 +10,29 @@ mode       read that misses                     write that misses
 ========== ==================================== ==============================================
 writeback  proxied, promoted if recent enough   proxied, promoted if recent enough
 readproxy  proxied, never promoted              promoted first, then written in the cache
-readonly   promoted                             goes to the base by itself; a copy in the cache
-                                                goes stale
+readonly   promoted, unless the OSD remembers   the client is sent to the base
+           the object as absent: sent there
 ========== ==================================== ==============================================
 
-A write of a whole object needs no old data and lands in the cache at once (`can_skip_promote`).
+What is in the cache is read and written there, whatever the mode. So `readonly` is no read-only
+cache, and a write of a whole object is like any other; Ceph's documentation says otherwise of both.
 
 Ceph: doc/rados/operations/cache-tiering.rst (deprecated since Reef); defaults of the `osd_tier_…`
-options; who promotes is `PrimaryLogPG::maybe_handle_cache_detail`, not the agent. Different here:
-hit sets are exact (Ceph's default is a Bloom filter, which errs towards promoting), the agent works
-at once and in order of coldness, all PGs of a pool count as one. Left out: omap, whiteouts, a full
-cache that blocks (the agent is never late), modes that are gone (`forward`, `proxy`).
+options; `PrimaryLogPG::maybe_handle_cache_detail` and `maybe_promote`. Held against a live tier of
+Ceph 16.2, step by step. Different here: hit sets are exact (Ceph's default is a Bloom filter, which
+errs towards promoting), the agent works at once and in order of coldness, all PGs of a pool count
+as one. Left out: omap, whiteouts (a read of what does not exist leaves one), the limit on
+promotions a second, a full cache that blocks (the agent is never late), modes that are gone
+(`forward`, `proxy`).
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from vmlib.ceph.rados.device import BLUESTORE_HDD, BLUESTORE_SSD, Backend, DeviceBytes, write_cost
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 from vmlib.units import MIB
 
 MODES = ("writeback", "readproxy", "readonly")
@@ -53,6 +58,12 @@ class TierConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise BadInput("mode", f"must be one of {', '.join(MODES)}, not {self.mode!r}")
+        for field in ("target_max_bytes", "object_size", "hit_set_count", "copies"):
+            whole(getattr(self, field), field, 1)
+        for field in ("min_read_recency", "min_write_recency"):
+            whole(getattr(self, field), field, 0)
+        if not self.hit_set_period > 0:
+            raise BadInput("hit_set_period", f"is {self.hit_set_period!r}; it must be above 0 s")
         if self.target_max_bytes < self.object_size:
             raise BadInput("target_max_bytes", "must have room for one object")
         if not 0 < self.dirty_ratio <= self.full_ratio <= 1:
@@ -93,59 +104,60 @@ class _Cached:
 
 
 class CacheTier:
-    """A cache pool over a base pool. Times are the caller's and must not go back."""
+    """An empty cache pool, set before a base pool that holds the objects `base` already.
 
-    def __init__(self, config: TierConfig | None = None) -> None:
+    Times are seconds since then, and must not go back.
+    """
+
+    def __init__(self, config: TierConfig | None = None, base: Iterable[str] = ()) -> None:
         self.config = config or TierConfig()
         self.counts = TierCounts()
         self._cached: dict[str, _Cached] = {}
-        self._base: dict[str, int] = {}
+        self._base: dict[str, int] = dict.fromkeys(base, 1)
+        self._absent: set[str] = set()
+        """Objects that the cache pool's OSDs remember to be elsewhere."""
         self._current: set[str] = set()
-        self._since = 0.0
+        self._since = self._now = 0.0
         self._archive: deque[set[str]] = deque(maxlen=self.config.hit_set_count)
 
     # -- what clients do -----------------------------------------------------------------------
 
     def read(self, name: str, length: int, now: float) -> int:
-        """Read some of an object; return which write (1, 2, …) is seen, 0 if none.
-
-        In `readonly` mode that may be an old one.
-        """
+        """Read `length` bytes of an object at `now`; return which write (1, 2, …) is seen, or 0."""
+        recent = self._note(name, length, now)
         self._account(client_read=length)
-        recent = self._note(name, now)
-        held = self._cached.get(name)
-        if held:
+        if held := self._cached.get(name):
             self._account(hits=1)
             held.at = now
             return held.version
         self._account(misses=1)
         version = self._base.get(name, 0)
-        if not version:
-            return 0
         mode = self.config.mode
         if mode == "readonly":
-            self._promote(name, now)
-        else:
+            if version and name not in self._absent:
+                self._promote(name, now)
+        elif version:
             self._account(proxied=1, between=length)
             if mode == "writeback" and recent >= self.config.min_read_recency:
                 self._promote(name, now)
         return version
 
-    def write(self, name: str, length: int, now: float, *, whole: bool = False) -> int:
-        """Write some of an object, or all of it; return the number of this write."""
+    def write(self, name: str, length: int, now: float) -> int:
+        """Write `length` bytes of an object at `now`; return the number of this write."""
+        recent = self._note(name, length, now)
         self._account(client_written=length)
-        if self.config.mode == "readonly":
-            return self._write_base(name, length)
-        recent = self._note(name, now)
-        held = self._cached.get(name)
-        self._account(hits=1) if held else self._account(misses=1)
-        if held or whole:
+        if name in self._cached:
+            self._account(hits=1)
             return self._write_cache(name, length, now)
+        self._account(misses=1)
         if self.config.mode == "readproxy":
             if name in self._base:
                 self._promote(name, now)
             return self._write_cache(name, length, now)
         version = self._write_base(name, length)
+        if self.config.mode == "readonly":
+            self._absent.add(name)
+            return version
         self._account(proxied=1, between=length)
         if recent >= self.config.min_write_recency:
             self._promote(name, now)
@@ -169,19 +181,23 @@ class CacheTier:
 
     # -- what the OSDs do ----------------------------------------------------------------------
 
-    def _note(self, name: str, now: float) -> int:
-        """Enter an access; return in how many hit sets up to now, newest first, it already was."""
-        while now - self._since >= self.config.hit_set_period:
-            self._archive.appendleft(self._current)
-            self._current = set()
-            self._since += self.config.hit_set_period
-        recent = 0
-        for hits in (self._current, *self._archive):
-            if name not in hits:
-                break
-            recent += 1
+    def _note(self, name: str, length: int, now: float) -> int:
+        """Enter an access; return in how many hit sets the object is, newest first, without a gap.
+
+        It must have been in the current one before. A set ends with the first access after its
+        period, which is still entered there; for this one access it then counts twice.
+        """
+        whole(length, "length", 0, self.config.object_size)
+        if now < self._now:
+            raise BadInput("now", f"is {now:g} s, and it was {self._now:g} s before")
+        self._now = now
+        here = name in self._current
         self._current.add(name)
-        return recent
+        if now >= self._since + self.config.hit_set_period:
+            self._archive.appendleft(self._current)
+            self._current, self._since = set(), now
+        gap = next((i for i, hits in enumerate(self._archive) if name not in hits), None)
+        return here * (1 + (len(self._archive) if gap is None else gap))
 
     def _write_cache(self, name: str, length: int, now: float) -> int:
         held = self._cached.get(name)
@@ -228,6 +244,7 @@ class CacheTier:
 
     def _evict(self, name: str) -> None:
         del self._cached[name]
+        self._absent.add(name)
         self._account(evicted=1)
 
     # -- books ---------------------------------------------------------------------------------
@@ -238,6 +255,6 @@ class CacheTier:
     def _account(
         self, cache: DeviceBytes = NOTHING, base: DeviceBytes = NOTHING, **more: int
     ) -> None:
-        now = self.counts
-        sums = {name: getattr(now, name) + by for name, by in more.items()}
-        self.counts = replace(now, cache=now.cache + cache, base=now.base + base, **sums)
+        old = self.counts
+        sums = {name: getattr(old, name) + by for name, by in more.items()}
+        self.counts = replace(old, cache=old.cache + cache, base=old.base + base, **sums)
