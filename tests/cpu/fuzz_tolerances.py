@@ -136,7 +136,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "vol. 1, 3.3.7.1: #SS, not #GP, for an address by way of RSP or RBP that is not canonical",
         fields=("all",),
         when=lambda t: t.made.wild and (t.ours_vector, t.real_vector) == (13, 12),
-        seen_in="mov",
+        seen_in="movups",
     ),
     Tolerance(
         "clflush",

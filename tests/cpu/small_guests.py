@@ -430,13 +430,6 @@ PROGRAMS = [
         gates={13: REFUSED[64]},
     ),
     Program(
-        "LSTAR that is not canonical",
-        64,
-        "mov ecx, 0xc0000082; xor eax, eax; mov edx, 0x10000; wrmsr",
-        "b9 82 00 00 c0 31 c0 ba 00 00 01 00 0f 30",
-        gates={13: REFUSED[64]},
-    ),
-    Program(
         "CR0 without PE",
         32,
         "mov eax, 0x80000010; mov cr0, eax",
@@ -455,13 +448,6 @@ PROGRAMS = [
         32,
         "mov eax, 0x20020; mov cr4, eax",
         "b8 20 00 02 00 0f 22 e0",
-        gates={13: REFUSED[32]},
-    ),
-    Program(
-        "long mode without PAE",
-        32,
-        "mov ecx, 0xc0000080; rdmsr; or eax, 0x100; wrmsr; mov eax, 0x80000011; mov cr0, eax",
-        "b9 80 00 00 c0 0f 32 0d 00 01 00 00 0f 30 b8 11 00 00 80 0f 22 c0",
         gates={13: REFUSED[32]},
     ),
     # Where this project's host differs.

@@ -7,9 +7,9 @@ rules are those of the Intel SDM, vol. 2B, MOV to control registers, and vol. 3A
 from dataclasses import replace
 
 import pytest
-from kvm_guests import TABLES
+from kvm_guests import CODE, TABLES, boot
 
-from vmlib.cpu import Halt, Registers, SystemRegisters
+from vmlib.cpu import ENGINES, Halt, Registers, SystemRegisters, open_vm
 from vmlib.cpu.controls import (
     CR0_CD,
     CR0_NW,
@@ -92,6 +92,30 @@ def test_cr4(system, value, refused):
 )
 def test_msrs(system, index, value, refused):
     assert refuses_msr(index, value, cpu(system)) is refused
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param(one, marks=pytest.mark.needs(one)) for one in ENGINES]
+)
+@pytest.mark.parametrize(
+    ("bits", "code"),
+    [
+        (64, "b9 82 00 00 c0 31 c0 ba 00 00 01 00 0f 30"),
+        (32, "b9 80 00 00 c0 0f 32 0d 00 01 00 00 0f 30 b8 11 00 00 80 0f 22 c0"),
+    ],
+    ids=["LSTAR that is not canonical", "long mode without PAE"],
+)
+def test_two_that_the_box_cannot_show(engine, bits, code):
+    """mov ecx, LSTAR; xor eax, eax; mov edx, 0x10000; wrmsr. Or: set EFER.LME, then CR0.PG.
+
+    Under VMRUN the first is for QEMU's processor, which takes any value, and the second stops QEMU.
+    """
+    with open_vm(engine, "1M") as vm:
+        vcpu = boot(vm, code, bits=bits, gates={13: "58 59 e6 0d f4"})  # pop: error code, then RIP
+        assert vcpu.run().port == 13
+        registers = vcpu.registers()
+    last = 2 if bits == 64 else 3
+    assert (registers.rax, registers.rcx) == (0, CODE + len(bytes.fromhex(code)) - last)
 
 
 @pytest.mark.needs("unicorn")
