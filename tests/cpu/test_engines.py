@@ -331,6 +331,12 @@ def test_registers_that_do_not_fit(start, changed, rule):
     assert vcpu.registers().rip == 0x1000
 
 
+@pytest.mark.parametrize("name", ["", "E", "QQ", "RZX", "al"])
+def test_registers_that_do_not_exist(name):
+    with pytest.raises(BadInput, match="is none: AX, EAX and RAX are"):
+        Registers().show(name)
+
+
 @pytest.mark.parametrize(
     ("changed", "rule"),
     [

@@ -117,6 +117,8 @@ def test_the_figures_are_what_is_recorded_today(root, request):
 def test_unknown_falls_are_refused_by_name():
     with pytest.raises(BadInput, match="known are page, divide"):
         fall_guest("upwards")
+    with pytest.raises(BadInput, match="known are page, divide"):
+        record_fall("upwards")
     with pytest.raises(BadInput, match="none of page"):
         record_delivery("double")
 

@@ -29,8 +29,8 @@ def record_fall(
     `guest` takes the place of `fall_guest(name)`: the same guest, broken in another way.
     `by_steps` is that of `start_fall`.
     """
-    fall = FALLS[name]
-    guest = guest or fall_guest(name)
+    made = fall_guest(name)
+    fall, guest = FALLS[name], guest or made
     with open_vm(engine, RAM) as vm:
         vcpu = start_fall(vm, guest, by_steps)
         scribe = _Scribe(guest, _title(name, fall), vcpu)

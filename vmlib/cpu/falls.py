@@ -85,7 +85,8 @@ def start_fall(vm: Vm, guest: Guest, by_steps: bool = False) -> Vcpu:
     From there it has two seconds, until `set_budget` says otherwise. `by_steps` gets there by
     single steps, for a KVM on which breakpoints do not break.
     """
-    assert guest.at is not None
+    if guest.at is None:
+        raise BadInput("guest", f"{guest.name} does not say where it runs")
     vm.ram.write(guest.at, guest.code)
     vcpu = vm.vcpu()
     vcpu.start_real_mode(guest.at)

@@ -9,6 +9,8 @@ restore it later or elsewhere, also on the other engine.
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from vmlib.errors import BadInput
+
 FLAG_BITS = {
     "CF": 0,
     "PF": 2,
@@ -58,17 +60,20 @@ class Registers:
         """Return a register as shown to a reader.
 
         ``"AX"`` gives 16 bits in hex, ``"EAX"`` 32, ``"RAX"`` 64; a flag such as ``"ZF"`` 0 or 1.
+        `BadInput` for a name that is none of them.
         """
         if name in FLAG_BITS:
             return str(self.rflags >> FLAG_BITS[name] & 1)
         low = name.lower()
         if low in REGISTER_NAMES:
             return f"0x{getattr(self, low):016x}"
-        if low[0] == "e" and "r" + low[1:] in REGISTER_NAMES:
+        if low[:1] == "e" and "r" + low[1:] in REGISTER_NAMES:
             return f"0x{getattr(self, 'r' + low[1:]) & 0xFFFFFFFF:08x}"
         if "r" + low in REGISTER_NAMES:
             return f"0x{getattr(self, 'r' + low) & 0xFFFF:04x}"
-        raise KeyError(name)
+        raise BadInput(
+            "register", f"{name!r} is none: AX, EAX and RAX are, R8, and flags such as ZF"
+        )
 
 
 REGISTER_NAMES = tuple(one.name for one in fields(Registers))
