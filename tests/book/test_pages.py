@@ -7,11 +7,14 @@ import http.server
 import json
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import TimeoutError as TookTooLong
 from vmbook.verify import promised
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,15 +22,11 @@ HTML = ROOT / "_build/html"
 
 pytestmark = pytest.mark.needs("chromium")
 
-# Rules of axe-core that the theme, not we, breaks: rule, element, and when it was looked at.
-# An entry that no longer occurs is an error, so the list can only shrink.
-THEME_FAULTS: dict[str, str] = {}
-
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 TEXT_PAGE = 300_000  # bytes, gzipped, everything the page loads
 PLOT_PAGE = 1_900_000
 OURS = 60_000
-OUR_FILES = ("vm.js", "vm.css", "vm-plot.js", "book.css", "book.js")
+OURS_NAMED = re.compile(r"(?:vm|vm-.*|book)\.(?:js|css)")
 
 
 def toc(entry=None):
@@ -42,7 +41,9 @@ def toc(entry=None):
 
 
 PAGES = toc()
-LOOKS = [("light", 1280), ("light", 390), ("dark", 1280), ("dark", 390)]
+# Every page is opened twice. Each time it takes on the other width too, as a window does that is
+# dragged or a phone that is turned; so every page is seen in both schemes and in both widths.
+WAYS = {"http": ("light", 1280, 390), "file": ("dark", 390, 1280)}
 
 
 def source(page):
@@ -74,42 +75,36 @@ def served():
     server.shutdown()
 
 
+def open_page(context, base, page, faults):
+    """Open a page of the book in a new tab; what goes wrong on it is added to `faults`."""
+    tab = context.new_page()
+    tab.asked = []
+
+    def request(asked):
+        tab.asked.append(asked.url)
+        if not asked.url.startswith((base, "data:", "blob:")):
+            faults.append(f"{page} asks for {asked.url}")
+
+    tab.on("request", request)
+    tab.on("requestfailed", lambda asked: faults.append(f"{page}: {asked.url} failed"))
+    tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
+    tab.on(
+        "console",
+        lambda said: said.type in ("error", "warning") and faults.append(f"{page}: {said.text}"),
+    )
+    tab.goto(f"{base}/{page}.html")
+    return tab
+
+
 @pytest.fixture
 def visit(browser, served):
     """`visit(page, how)` opens a page of the book; what goes wrong on it fails the test."""
     contexts, faults = [], []
 
-    def visit(page, how="file", width=1280, theme="light", **options):
-        base = served if how == "http" else HTML.as_uri()
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, **options
-        )
+    def visit(page, how="file", width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
         contexts.append(context)
-        context.add_init_script(
-            f"try {{ localStorage.setItem('mode', '{theme}'); "
-            f"localStorage.setItem('theme', '{theme}') }} catch {{}}"
-        )
-        tab = context.new_page()
-        tab.asked = []
-
-        def request(asked):
-            tab.asked.append(asked.url)
-            if not asked.url.startswith((base, "data:", "blob:")):
-                faults.append(f"{page} asks for {asked.url}")
-
-        tab.on("request", request)
-        tab.on("requestfailed", lambda asked: faults.append(f"{page}: {asked.url} failed"))
-        tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
-        tab.on(
-            "console",
-            lambda said: (
-                said.type in ("error", "warning") and faults.append(f"{page}: {said.text}")
-            ),
-        )
-        tab.goto(f"{base}/{page}.html")
-        tab.wait_for_load_state("load")
-        assert tab.evaluate("document.documentElement.dataset.theme") == theme
-        return tab
+        return open_page(context, served if how == "http" else HTML.as_uri(), page, faults)
 
     yield visit
     for context in contexts:
@@ -117,17 +112,104 @@ def visit(browser, served):
     assert faults == []
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("how", ["http", "file"])
-@pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_a_page_loads_whole_and_alone(visit, page, how, theme, width):
-    tab = visit(page, how, width, theme)
+@dataclass
+class Opened:
+    """A page that stays open for all that is asked of every page, and the widths it takes on."""
+
+    tab: Any
+    page: str
+    how: str
+    theme: str
+    widths: tuple[int, int]
+    loaded: list[str]  # the addresses it asked for to be whole
+
+    def take_on(self, width):
+        """Give the page a width and wait until it has settled in it."""
+        self.tab.set_viewport_size({"width": width, "height": 900})
+        with contextlib.suppress(TookTooLong):  # what is too wide is told by the assertion
+            self.tab.wait_for_function(f"{WIDE} <= {width}", timeout=5000)
+        assert self.tab.evaluate(WIDE) <= width, f"it scrolls sideways at {width}"
+
+
+WIDE = "document.documentElement.scrollWidth"
+DRAWN = """() => [...document.querySelectorAll('.vm-plot-place')].every(
+  place => Math.abs((place.querySelector('.main-svg')?.clientWidth ?? 0) - place.clientWidth) <= 1)"""
+
+
+@pytest.fixture(
+    scope="module", params=[(page, how) for page in PAGES for how in WAYS], ids="-".join
+)
+def opened(request, browser, served):
+    """Each page of the book, over HTTP and from the disk; what goes wrong on it is an error."""
+    page, how = request.param
+    theme, *widths = WAYS[how]
+    base, faults = served if how == "http" else HTML.as_uri(), []
+    context = browser.new_context(
+        viewport={"width": widths[0], "height": 900}, color_scheme=theme, reduced_motion="reduce"
+    )
+    tab = open_page(context, base, page, faults)
+    yield Opened(tab, page, how, theme, tuple(widths), list(tab.asked))
+    context.close()
+    assert faults == []
+
+
+def test_a_page_loads_whole_and_alone(opened):
+    tab = opened.tab
+    assert tab.evaluate("document.documentElement.dataset.theme") == opened.theme
     assert tab.locator("h1").count() == 1
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
     for kind in ("vm-player", "vm-predict", "vm-plot"):
-        live = tab.locator(f".{kind}")
-        assert live.count() == len(figures(page, kind))
+        assert tab.locator(f".{kind}").count() == len(figures(opened.page, kind))
     assert tab.evaluate("[...document.querySelectorAll('.vm-player')].every(p => p.vmPlayer)")
+    tab.wait_for_function(DRAWN)
+
+
+def test_a_page_keeps_its_weight(opened, served):
+    base = served if opened.how == "http" else HTML.as_uri()
+    sizes = {}
+    for url in dict.fromkeys(opened.loaded):
+        path = HTML / url.removeprefix(base + "/").split("?")[0].split("#")[0]
+        sizes[path.name] = len(gzip.compress(path.read_bytes(), 6))
+    total = sum(sizes.values())
+    ours = sum(size for name, size in sizes.items() if OURS_NAMED.fullmatch(name))
+    heaviest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
+    plots, players = figures(opened.page, "vm-plot"), figures(opened.page, "vm-player")
+    assert total <= (PLOT_PAGE if plots else TEXT_PAGE), heaviest
+    assert ours <= OURS, heaviest
+    assert ("plotly.min.js" in sizes) == bool(plots), "plotly is loaded where a plot is shown"
+    assert ("vm.js" in sizes) == bool(players + figures(opened.page, "vm-predict"))
+    scenes = {name for name in sizes if name.startswith("vm-scene_")}
+    traces = [one["trace"] for data in players for one in (data, *data.get("choices", ()))]
+    assert scenes == {f"vm-scene_{trace['kind']}.js" for trace in traces if trace}
+
+
+def test_a_page_fits_and_has_no_accessibility_fault_of_level_a_or_aa(opened):
+    # preload would fetch the style sheets again, which file:// refuses and no rule here needs
+    rules = {"runOnly": {"type": "tag", "values": WCAG}, "preload": False}
+    for width in opened.widths:
+        opened.take_on(width)
+        opened.tab.wait_for_function(DRAWN)
+        found = Axe().run(opened.tab, options={**rules, "resultTypes": ["violations"]})
+        assert [
+            (width, fault["id"], fault["help"], [node["target"] for node in fault["nodes"]])
+            for fault in found.response["violations"]
+        ] == []
+
+
+PAINTED = """() => [...document.querySelectorAll('.vm-plot-place')].every(place => {
+  const ink = getComputedStyle(document.documentElement).getPropertyValue('--pst-color-text-base');
+  return place._fullLayout.font.color === ink.trim(); })"""
+
+
+def test_the_switch_changes_the_scheme_and_plots_follow(opened):
+    tab = opened.tab
+    switch = tab.locator(".theme-switch-button:visible").first
+    seen = set()
+    for _ in range(3):  # light, dark, and what the reader's system prefers
+        switch.click()
+        tab.wait_for_function(PAINTED)
+        seen.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(seen) == 2
+    assert tab.evaluate("document.documentElement.dataset.theme") == opened.theme
 
 
 def test_the_book_has_what_its_table_of_contents_promises():
@@ -279,6 +361,12 @@ SCENES = {
 }
 
 
+WALK_THROUGH = """(name, read) => {
+  const { vmPlayer } = document.getElementById(name);
+  return Array.from({ length: vmPlayer.length }, (_, i) => (vmPlayer.go(i), read(name)));
+}"""
+
+
 def unpacked(trace):
     """Return the states of a page's trace, with what was left out as unchanged put back."""
     last, states = {}, []
@@ -288,59 +376,22 @@ def unpacked(trace):
     return states
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if figures(p, "vm-player")] if HTML.exists() else []
-)
-@pytest.mark.parametrize("how", ["http", "file"])
-def test_every_step_of_every_player_shows_the_trace(visit, page, how):
-    tab = visit(page, how)
-    for data in figures(page, "vm-player"):
+def test_every_step_of_every_player_shows_the_trace(opened):
+    tab = opened.tab
+    for data in figures(opened.page, "vm-player"):
         name, trace = data["name"], data["trace"]
         read, expect = SCENES[trace["kind"]]
-        player = f"document.getElementById('{name}').vmPlayer"
         tab.evaluate(f"document.querySelector('#{name} details').open = true")
         rows = tab.locator(f"#{name} [data-row]")
         assert rows.count() == len(trace["steps"])
         table = rows.evaluate_all("rows => rows.map(r => r.textContent)")
-        for step, state in zip(trace["steps"], unpacked(trace), strict=True):
-            tab.evaluate(f"{player}.go({step['i']})")
+        stepped = tab.evaluate(f"name => ({WALK_THROUGH})(name, {read})", name)
+        states = unpacked(trace)
+        for step, state, seen in zip(trace["steps"], states, stepped, strict=True):
             shown, words = expect(step, state, trace)
-            seen = tab.evaluate(read, name)
-            assert {key: seen[key] for key in shown} == shown, step["i"]
+            assert {key: seen[key] for key in shown} == shown, (name, step["i"])
             for word in words:
-                assert word.strip() in table[step["i"]], (step["i"], word)
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_no_accessibility_fault_of_level_a_or_aa(visit, theme, width):
-    seen = set()
-    for page in PAGES:
-        tab = visit(page, "http", width, theme, reduced_motion="reduce")
-        # preload would fetch the style sheets again, which file:// refuses and no rule here needs
-        rules = {"runOnly": {"type": "tag", "values": WCAG}, "preload": False}
-        found = Axe().run(tab, options={**rules, "resultTypes": ["violations"]})
-        for fault in found.response["violations"]:
-            targets = [node["target"] for node in fault["nodes"]]
-            assert fault["id"] in THEME_FAULTS, f"{page}: {fault['id']}: {fault['help']} {targets}"
-            seen.add(fault["id"])
-    assert seen == set(THEME_FAULTS), "entries of the theme's list that no longer occur"
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_keeps_its_weight(visit, served, page):
-    tab = visit(page, "http")
-    sizes = {}
-    for url in dict.fromkeys(tab.asked):
-        path = HTML / url.removeprefix(served + "/").split("?")[0].split("#")[0]
-        sizes[path.name] = len(gzip.compress(path.read_bytes(), 6))
-    total, ours = sum(sizes.values()), sum(sizes.get(name, 0) for name in OUR_FILES)
-    heaviest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
-    plots = figures(page, "vm-plot")
-    assert total <= (PLOT_PAGE if plots else TEXT_PAGE), heaviest
-    assert ours <= OURS, heaviest
-    assert ("plotly.min.js" in sizes) == bool(plots), "plotly is loaded where a plot is shown"
-    assert ("vm.js" in sizes) == bool(figures(page, "vm-player") + figures(page, "vm-predict"))
+                assert word.strip() in table[step["i"]], (name, step["i"], word)
 
 
 @pytest.mark.parametrize("how", ["http", "file"])
@@ -396,7 +447,6 @@ def test_the_reader_changes_the_operands(visit, how):
     figure.get_by_label("What does it print?").fill("100")
     figure.get_by_label("How many times does KVM_RUN return?").fill("4")
     figure.get_by_role("button", name="Commit").click()
-    tab.wait_for_timeout(100)
     said = figure.inner_text()
     assert "100" in said
     answers = tab.evaluate("document.getElementById('add').vmPlayer.trace.counters")

@@ -1,31 +1,34 @@
-"""The player's scripts and style, joined in a fixed order into what a page or a widget loads.
+"""The player's scripts and style, in the pieces that a page or a widget loads.
 
-A page gets one classic script: module scripts and `fetch` are refused on ``file://``. JupyterLab
-gets the same text as a module that ends in one export, which is what anywidget asks for.
+A page gets classic scripts: module scripts and `fetch` are refused on ``file://``. The core goes
+to every page with a figure, a scene or a model only to the pages that use it, so that a new scene
+weighs on nobody else's page. JupyterLab gets all of it as one module that ends in one export,
+which is what anywidget asks for.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 JS = Path(__file__).parent / "js"
-SCRIPTS = (
-    "core.js",
-    "frame.js",
-    "experiment.js",
-    "choices.js",
-    "scene_lanes.js",
-    "scene_walk.js",
-    "scene_map.js",
-    "scene_rulers.js",
-    "scene_flow.js",
-    "model_add.js",
-    "model_loop.js",
-    "walking.js",
-    "model_walk.js",
-    "model_crush.js",
-    "model_four.js",
-    "predict.js",
-)
+CORE = ("core", "frame", "experiment", "choices", "predict")
+PARTS: dict[str, tuple[str, ...]] = {
+    "walking": (),
+    "model_add": (),
+    "model_loop": (),
+    "model_walk": ("walking",),
+    "model_four": ("walking",),
+    "model_crush": (),
+    "scene_lanes": (),
+    "scene_walk": (),
+    "scene_map": ("model_crush",),
+    "scene_rulers": (),
+    "scene_flow": (),
+}
+"""Every script that is not core, and which of those above it builds on.
+
+`scene_KIND.js` draws traces of a kind, `model_NAME.js` is the model that a figure names.
+"""
 STYLE = "player.css"
 PLOT_SCRIPT = "plot.js"
 
@@ -41,9 +44,33 @@ def _lean(text: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
+def _join(names: Iterable[str]) -> str:
+    return "\n".join(_lean(_read(f"{name}.js")) for name in names)
+
+
+def core_script() -> str:
+    """Return the player without any scene; it hydrates the page once the page's scripts are in."""
+    return _join(CORE)
+
+
+def part_script(part: str) -> str:
+    """Return one of the `PARTS`, to be loaded after the core and after the parts it builds on."""
+    return _join([part])
+
+
+def parts_for(kinds: Iterable[str], models: Iterable[str]) -> list[str]:
+    """Return the parts that figures of these kinds and models take, in the order to load them.
+
+    A kind that no scene draws has no part: the player refuses such a trace by name.
+    """
+    wanted = [f"scene_{kind}" for kind in kinds] + [f"model_{name}" for name in models]
+    taken = {one for part in wanted if part in PARTS for one in (part, *PARTS[part])}
+    return [part for part in PARTS if part in taken]
+
+
 def script() -> str:
-    """Return the player as one classic script; it hydrates the page when the page is ready."""
-    return "\n".join(_lean(_read(name)) for name in SCRIPTS)
+    """Return the player with every scene and model as one classic script."""
+    return _join([*CORE, *PARTS])
 
 
 def stylesheet() -> str:
@@ -52,7 +79,7 @@ def stylesheet() -> str:
 
 
 def esm() -> str:
-    """Return the player as an ES module for anywidget."""
+    """Return the whole player as an ES module for anywidget."""
     return f"{script()}\nexport default {{ render: globalThis.vmView.render }};\n"
 
 

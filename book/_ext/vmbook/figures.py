@@ -1,9 +1,10 @@
-"""What figures need: the player's script and style, and plotly, each on the pages that use it.
+"""What figures need: the player, its scenes, and plotly, each on the pages that use it.
 
 Plain classic scripts: module scripts and fetch are refused on ``file://``.
 """
 
 import importlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 PLAYER = re.compile(r'class="[^"]*\bvm-(?:player|predict)\b|<vm-(?:player|predict)\b')
 PLOT = re.compile(r'class="[^"]*\bvm-plot\b')
+DATA = re.compile(r'<script type="application/json" class="vm-data">(.*?)</script>', re.DOTALL)
 
 WIDGET_STATE = re.compile(
     r'<script type="application/vnd\.jupyter\.widget-state\+json">.*?</script>', re.DOTALL
@@ -34,11 +36,24 @@ def write_static(app: Any) -> None:
     source = assets()
     if source is not None:
         for name, text in (
-            ("vm.js", source.script()),
+            ("vm.js", source.core_script()),
             ("vm.css", source.stylesheet()),
             ("vm-plot.js", source.plot_script()),
+            *((f"vm-{part}.js", source.part_script(part)) for part in source.PARTS),
         ):
             (static / name).write_text(text, encoding="utf-8")
+
+
+def parts(html: str) -> list[str]:
+    """Return the scenes and models that the players of a page need, in the order to load them."""
+    source = assets()
+    data = [json.loads(text) for text in DATA.findall(html)]
+    players = [one for one in data if one.get("type") == "player"]
+    traces = [one["trace"] for player in players for one in (player, *player.get("choices", ()))]
+    kinds = {trace["kind"] for trace in traces if trace}
+    models = {player["model"] for player in players if player["model"]}
+    found: list[str] = source.parts_for(kinds, models) if source else []
+    return found
 
 
 def copy_plotly(app: Any) -> None:
@@ -58,7 +73,8 @@ def add_assets(app: Any, html: str, to_static: str) -> str:
     if PLAYER.search(html) or PLOT.search(html):
         tags.append(f'<link rel="stylesheet" href="{to_static}vm.css"/>')
     if PLAYER.search(html):
-        tags.append(f'<script defer src="{to_static}vm.js"></script>')
+        names = ["vm", *(f"vm-{part}" for part in parts(html))]
+        tags += [f'<script defer src="{to_static}{name}.js"></script>' for name in names]
     if PLOT.search(html):
         copy_plotly(app)
         tags.append(f'<script defer src="{to_static}plotly.min.js"></script>')

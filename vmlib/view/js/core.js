@@ -42,6 +42,16 @@
       .split("`")
       .map((part, i) => (i % 2 ? vmView.h("code", {}, part) : part));
 
+  // ⏎ for a newline, and Unicode's control pictures for the rest, so that every byte is seen.
+  const visible = (char) => {
+    const code = char.charCodeAt(0);
+    if (char === "\n") return "⏎";
+    if (char === " ") return "␣";
+    if (code === 127) return "␡";
+    return code < 32 ? String.fromCharCode(0x2400 + code) : char;
+  };
+  vmView.visible = (text) => [...String(text)].map(visible).join("");
+
   // Traces travel with the state that did not change left out; put it back (see player.py).
   vmView.unpack = (trace) => {
     const { packed, ...rest } = trace;
@@ -294,6 +304,7 @@
     follow();
   };
   addEventListener("hashchange", follow);
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else queueMicrotask(start);
+  // The scenes of a page are scripts of their own, and all of them are in when its content is.
+  if (document.readyState === "complete") queueMicrotask(start);
+  else document.addEventListener("DOMContentLoaded", start);
 })();

@@ -26,16 +26,6 @@
   const counts = (name) => COUNTS[name] || (/^exits [A-Z_]+$/.test(name)
     ? (step) => step.event === "exit" && `exits ${step.state.exit.reason}` === name : null);
 
-  // ⏎ for a newline, and Unicode's control pictures for the rest, so that every byte is seen.
-  const visible = (char) => {
-    const code = char.charCodeAt(0);
-    if (char === "\n") return "⏎";
-    if (char === " ") return "␣";
-    if (code === 127) return "␡";
-    return code < 32 ? String.fromCharCode(0x2400 + code) : char;
-  };
-  vmView.visible = (text) => [...String(text)].map(visible).join("");
-
   let count = 0; // pattern ids must differ between figures
 
   vmView.scenes.lanes = ({ trace, strip, body, aside, go }) => {
