@@ -19,10 +19,17 @@
     const text = colour("--pst-color-text-base", dark ? "#e6e6e6" : "#1f2328");
     const grid = colour("--pst-color-border", dark ? "#4a4f57" : "#d0d5da");
     const font = getComputedStyle(document.body).fontFamily;
+    // Plotly leaves room above for a title, which is the caption's here, and puts the legend beside
+    // the picture, where a phone has no room for it.
     const themed = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      autosize: true, font: { ...layout.font, color: text, family: font } };
+      autosize: true, font: { ...layout.font, color: text, family: font }, margin: { t: 30, r: 20, ...layout.margin },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", ...layout.legend } };
     for (const axis of axes(layout)) {
-      themed[axis] = { ...layout[axis], gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
+      const own = { minexponent: 6, ...layout[axis] }; // 16384, not 16.384k
+      if (own.type === "log") own.nticks ??= 4; // decades, where there are some
+      // What stands in brackets may take a line of its own: a phone cuts off a long title.
+      if (own.title?.text && axis[0] === "x") own.title = { ...own.title, text: own.title.text.replace(" (", "<br>(") };
+      themed[axis] = { ...own, gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
     }
     delete themed.width;
     return themed;

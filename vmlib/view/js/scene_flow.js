@@ -53,36 +53,41 @@
       svg.setAttribute("viewBox", `0 0 ${width} ${y - GAP + 2}`);
     }
 
-    // Where a wire leaves and where it ends. Down goes a little to the left, up to the right.
-    function ends(from, to) {
+    // A wire's way: its line, its end with the direction it comes in, and where its label stands.
+    // Down goes a little to the left, up to the right. Between neighbours it goes over their row,
+    // in the top row under it: beside each other there is no room for words.
+    function way(from, to) {
       const a = place.get(from), b = place.get(to);
       if (a.row === b.row) {
-        const right = b.x > a.x;
-        return [right ? a.x + a.w : a.x, a.y + a.h / 2, right ? b.x : b.x + b.w, b.y + b.h / 2];
+        const over = a.row !== rows[0];
+        const edge = over ? a.y : a.y + a.h, turn = edge + (over ? -1 : 1) * GAP * 0.55;
+        const towards = b.x > a.x ? 9 : -9;
+        const x1 = a.x + a.w / 2 + towards, x2 = b.x + b.w / 2 - towards;
+        return { line: `M${x1} ${edge}V${turn}H${x2}V${edge}`, end: [x2, edge], u: [0, over ? 1 : -1],
+          label: [(x1 + x2) / 2, turn] };
       }
       const down = b.row > a.row;
       const shift = down ? -9 : 9;
-      return [a.x + a.w / 2 + shift, down ? a.y + a.h : a.y, b.x + b.w / 2 + shift, down ? b.y : b.y + b.h];
+      const x1 = a.x + a.w / 2 + shift, y1 = down ? a.y + a.h : a.y;
+      const x2 = b.x + b.w / 2 + shift, y2 = down ? b.y : b.y + b.h;
+      // The label stands where wires are farthest apart: near the end that has most neighbours.
+      const near = first.filter((group) => group[3] === (down ? b : a).row).length > 3 ? 0.84 : 0.62;
+      const far = down ? near : 1 - near;
+      const long = Math.hypot(x2 - x1, y2 - y1) || 1;
+      return { line: `M${x1} ${y1}L${x2} ${y2}`, end: [x2, y2], u: [(x2 - x1) / long, (y2 - y1) / long],
+        label: [x1 + (x2 - x1) * far, y1 + (y2 - y1) * far] };
     }
 
     const short = (box, w) => (w < 100 && box.length > 4 ? box.slice(0, 3) : box);
 
     function wire([from, to, label, mode]) {
-      const [x1, y1, x2, y2] = ends(from, to);
-      const level = y1 === y2;
-      // The label stands where wires are farthest apart: near the end that has most neighbours.
-      const low = y2 > y1 ? to : from;
-      const near = first.filter((group) => group[3] === place.get(low).row).length > 3 ? 0.84 : 0.62;
-      const far = level ? 0.5 : y2 > y1 ? near : 1 - near;
-      const x = x1 + (x2 - x1) * far, y = y1 + (y2 - y1) * far - (level ? 10 : 0);
-      const long = Math.hypot(x2 - x1, y2 - y1) || 1;
-      const [ux, uy] = [(x2 - x1) / long, (y2 - y1) / long];
+      const { line, end: [x2, y2], u: [ux, uy], label: [x, y] } = way(from, to);
       const head = `M${x2} ${y2}L${x2 - ux * 9 - uy * 4.5} ${y2 - uy * 9 + ux * 4.5}L${x2 - ux * 9 + uy * 4.5} ${y2 - uy * 9 - ux * 4.5}Z`;
       const wide = label.length * 6.1 + 10;
       const at = vmView.clamp(x, wide / 2 + 1, width - wide / 2 - 1);
       const kind = `vm-wire vm-wire-${mode.replace(" ", "-")}`;
       wires.append(s("g", { class: kind, "data-wire": [from, to, label, mode].join("|") },
-        s("path", { class: "vm-wire-line", d: `M${x1} ${y1}L${x2} ${y2}` }),
+        s("path", { class: "vm-wire-line", d: line }),
         mode === "arrived" ? s("path", { class: "vm-wire-head", d: head }) : null));
       labels.append(s("g", { class: kind }, s("rect", { class: "vm-wire-paper", x: at - wide / 2, y: y - 8, width: wide, height: 16, rx: 8 }),
       s("text", { x: at, y: y + 3.8 }, mode === "lost" ? `✕ ${label}` : label)));
@@ -100,7 +105,7 @@
           "data-mode": how, "data-holds": holds },
         s("rect", { x: x + PAD - 2, y: at, width: w - 2 * PAD + 4, height: BOX, rx: 3,
           fill: how === "new" ? `url(#${id}-hatch)` : null }),
-        s("rect", { class: "vm-box-paper", x: x + PAD + 1, y: at + 3, width: label.length * 6.6 + 6, height: BOX - 6, rx: 2 }),
+        s("rect", { class: "vm-box-paper", x: x + PAD + 1, y: at + 3, width: label.length * 7.4 + 6, height: BOX - 6, rx: 2 }),
         s("text", { x: x + PAD + 4, y: at + 15 }, label),
         s("rect", { class: "vm-box-paper", x: x + w - PAD - holds.length * 7 - 7, y: at + 3,
           width: holds.length * 7 + 6, height: BOX - 6, rx: 2 }),

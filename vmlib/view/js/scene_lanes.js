@@ -240,7 +240,7 @@
       port.dataset.output = output;
       port.replaceChildren(h("span", { class: "vm-label" }, "serial port"),
         bytes.length ? h("span", { class: "vm-sent" }, cut ? "…" : "", bytes.slice(cut).map((byte, k) =>
-          h("code", { class: k + cut >= fresh ? "vm-new" : "" }, visible(byte))))
+          h("code", { class: k + cut >= fresh ? "vm-new" : "" }, vmView.visible(byte))))
           : h("span", { class: "vm-none" }, "nothing yet"));
     }
 
@@ -272,7 +272,7 @@
         drawWires(step, i);
       },
       name: (step) => (labels[LANES.indexOf(step.where)] || step.where).replaceAll("|", " "),
-      value: (text) => [...text].map((c) => (c === " " ? c : visible(c))).join("") || "nothing",
+      value: (text) => [...text].map((c) => (c === " " ? c : vmView.visible(c))).join("") || "nothing",
       tick: (step) => TICKS[step.event] || TICKS.instruction,
       tally,
       columns: ["instruction", "registers", "exit reason", "serial port"],
