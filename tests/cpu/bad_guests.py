@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,11 +184,20 @@ def spoil(how: str, other: GuestRam) -> None:
             other.write(5, b"\0")
         case "raise":
             raise OverflowError("spoilt")
+        case "callback":
+            ctypes.CFUNCTYPE(None)(lambda: 1 // 0)()
     vm.close()
+
+
+def _end(lost: "sys.UnraisableHookArgs") -> None:
+    """What a callback from C raises would be told and forgotten: here it ends the process."""
+    traceback.print_exception(lost.exc_type, lost.exc_value, lost.exc_traceback)
+    os._exit(70)
 
 
 def main(name: str, seed: int, first: int, count: int, how: str = "") -> None:
     """Run programs; the last line of the output is the sum of it, those before a finding."""
+    sys.unraisablehook = _end
     GuardedRam.protection = NO_ACCESS if name == "unicorn" else READ_WRITE
     if how.startswith("kvm-"):
         GuardedRam.protection, how = READ_WRITE, how[4:]

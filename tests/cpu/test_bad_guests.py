@@ -96,6 +96,7 @@ def test_random_bytes_for_long(tmp_path, engine, log_soak):
         ("other", "status 1 AssertionError: a guest wrote into the RAM of another VM"),
         ("hang", "status -14 "),
         ("raise", "status 1 OverflowError: spoilt"),
+        ("callback", "status 70 ZeroDivisionError: integer division"),
     ],
 )
 def test_findings_are_reported_with_the_program(tmp_path, how, status):
