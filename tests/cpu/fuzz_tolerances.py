@@ -133,7 +133,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "stack fault",
         "bug",
         (),
-        "vol. 1, 3.3.7.1: #SS, not #GP, for an address by way of RSP or RBP that is not canonical",
+        "vol. 1, *Canonical Addressing*: #SS, not #GP, by way of RSP or RBP",
         fields=("all",),
         when=lambda t: t.made.wild and (t.ours_vector, t.real_vector) == (13, 12),
         seen_in="movups",
@@ -150,7 +150,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "non-canonical",
         "oddity",  # kvm_pvm: see oddity unaligned_ring3
         (),
-        "vol. 1, 3.3.7.1: #GP for an address that is not canonical",
+        "vol. 1, *Canonical Addressing*: #GP for an address that is not canonical",
         fields=("all",),
         when=lambda t: t.made.wild and (t.ours_vector, t.real_vector) == (13, 6),
         seen_in="paddb",

@@ -154,11 +154,16 @@ def test_iopl_in_ring_3(code):
 @kvm
 @pytest.mark.parametrize(
     ("code", "known"),
-    [("66 0f fc 04 25 08 00 03 00", False), ("0f 28 04 25 08 00 03 00", True)],
-    ids=["paddb", "movaps"],
+    [
+        ("66 0f fc 04 25 08 00 03 00", False),
+        ("0f 28 04 25 08 00 03 00", True),
+        ("48 b8 00 00 00 00 00 00 00 40 66 0f fc 00", False),
+        ("48 b8 00 00 00 00 00 00 00 40 0f 28 00", True),
+    ],
+    ids=["paddb", "movaps", "paddb, far", "movaps, far"],
 )
-def test_unaligned_operands_in_ring_3(code, known):
-    """An operand at 0x30008; of the two the kernel's emulator knows MOVAPS."""
+def test_operands_in_ring_3_that_are_general_protection(code, known):
+    """At 0x30008, or at [rax] with RAX = 1 << 62; of the two the kernel's emulator knows MOVAPS."""
     with guest(code, bits=64, ring=3, gates=handlers(6, 13)) as vcpu:
         vcpu.set_system(replace(vcpu.system(), cr4=vcpu.system().cr4 | CR4_OSFXSR))
         assert vcpu.run() == told(6 if odd("unaligned_ring3") and not known else 13)
@@ -514,4 +519,4 @@ def test_a_true_kvm_has_none_of_them(box):
     command += [__file__, "-m", "needs", "-k", NOT_IN_THE_BOX.replace("box", "true_kvm")]
     job = Job("oddities", "subprocess:getoutput", [shlex.join(command)], seconds=400, trace=False)
     told = box.run([job])["oddities"].value
-    assert re.search(r"^7[0-9] passed, \d+ deselected in", told, re.M), told
+    assert re.search(r"^[78][0-9] passed, \d+ deselected in", told, re.M), told

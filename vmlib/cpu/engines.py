@@ -7,11 +7,11 @@ that have no `/dev/kvm` at all.
 import importlib
 import os
 import platform
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vmlib.cpu.engine import EngineStatus, Vm
+from vmlib.cpu.kvm.oddities import kvm_modules
 from vmlib.errors import BadInput, HostUnavailable
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def probe(engine: str) -> EngineStatus:
         if engine == "unicorn":
             return EngineStatus(engine, True, f"Unicorn {_emulator('vm').VERSION}")
         os.close(_kvm().open_device())
-        return EngineStatus(engine, True, f"Linux {platform.release()} ({_kvm_module()})")
+        return EngineStatus(engine, True, f"Linux {platform.release()} ({kvm_modules()})")
     except HostUnavailable as error:
         return EngineStatus(engine, False, "", error.reason, error.fix)
 
@@ -72,9 +72,3 @@ def _kvm() -> ModuleType:
             f"this system has no KVM: it is {platform.system()}", "Use engine='unicorn'"
         ) from error
     return kvm
-
-
-def _kvm_module() -> str:
-    """Name the module that does the work: on a software-backed one, ring 0 is emulated."""
-    names = (path.name for path in Path("/sys/module").glob("kvm_*"))
-    return ", ".join(sorted(names)) or "kvm built in"

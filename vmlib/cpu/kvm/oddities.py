@@ -211,8 +211,9 @@ ODDITIES = (
     ),
     Oddity(
         "unaligned_ring3",
-        "SSE arithmetic in ring 3 with an operand in memory that is not aligned raises #UD",
-        "it raises #GP where 16 bytes are not aligned (Intel SDM vol. 1, 11.4)",
+        "SSE arithmetic in ring 3 raises #UD where its operand in memory is not aligned, or its "
+        "address not canonical",
+        "either is #GP (Intel SDM vol. 1, 11.4, and *Canonical Addressing*)",
         "on #GP the module looks whether it can emulate the instruction, and cannot",
     ),
     Oddity(
