@@ -121,7 +121,10 @@ def compare_arrays(seed, combination, folder, xs, read):
 @pytest.mark.soak
 @pytest.mark.needs("crushtool")
 def test_half_a_million_mappings(tmp_path, log_soak):
-    """Eight turns have every weight-set in both forms; numpy, where it is used, does the most."""
+    """Eight turns have every weight-set in both forms, and half a million for the reference alone.
+
+    numpy, which takes straw2 with the tunables of today, does as many again and more.
+    """
     base = int(os.environ.get("VMLIB_SEED", time.time()))
     plain = fast = turn = 0
     seed = base
@@ -129,11 +132,11 @@ def test_half_a_million_mappings(tmp_path, log_soak):
         lambda real, text: CrushMap.from_json(real.json()),
         lambda real, text: CrushMap.from_text(text),
     )
-    while turn < 8 or plain + fast < 500_000:
+    while turn < 8 or plain < 500_000:
         for one in combinations(turn):
             seed += 1
             how = read[turn // 4 % 2]
-            for ours, theirs, what in compare(seed, one, tmp_path, range(40), how):
+            for ours, theirs, what in compare(seed, one, tmp_path, range(200), how):
                 assert ours == theirs, what
                 plain += 1
             fast += compare_arrays(seed, one, tmp_path, range(1000, 3000), how)

@@ -3,13 +3,14 @@
 The code is systematic: the first k chunks are the object itself, cut into pieces, so a read that
 finds them all decodes nothing. Any k of the k+m chunks give the object back.
 
-The field is GF(2^8) modulo x^8 + x^4 + x^3 + x^2 + 1 (0x11d), as Jerasure and ISA-L use it. The
-coding rows come from a Vandermonde matrix brought into systematic form (Plank and Ding, "Note:
-Correction to the 1997 Tutorial on Reed-Solomon Coding", section 3). Ceph:
-doc/rados/operations/erasure-code.rst and erasure-code-jerasure.rst (technique `reed_sol_van`).
+The field is GF(2^8) modulo x^8 + x^4 + x^3 + x^2 + 1 (0x11d). The coding rows are those of Ceph's
+plugin `jerasure` with its technique `reed_sol_van`: a Vandermonde matrix brought into systematic
+form (Plank and Ding, "Note: Correction to the 1997 Tutorial on Reed-Solomon Coding", section 3),
+then scaled until the first coding row and the first column are all ones. So the first coding chunk
+is the data chunks' exclusive or. Held against Ceph's own tool, byte for byte.
 
 Left out: stripes (`stripe_unit`): an object is one stripe here, its chunks are as long as they need
-to be. So the layout of bytes inside a chunk is not Ceph's, the number of bytes is.
+to be. So a large object's bytes lie elsewhere in Ceph's chunks; how many there are is the same.
 """
 
 from collections.abc import Mapping
@@ -79,15 +80,25 @@ def invert(matrix: Matrix) -> Matrix:
 
 @cache
 def generator(k: int, m: int) -> tuple[tuple[int, ...], ...]:
-    """Return the (k+m) x k generator: the identity above m coding rows. Every k rows invert."""
+    """Return the (k+m) x k generator: the identity above m coding rows. Every k rows invert.
+
+    Row i of the Vandermonde matrix has the powers of i; the last has only the highest (i endless).
+    """
     whole(k, "k", 1, 256)
     whole(m, "m", 0, 256 - k)
-    powers = [[_power(row, column) for column in range(k)] for row in range(k + m)]
+    powers = [[_power(row, column) for column in range(k)] for row in range(k + m - 1)]
+    powers.append([0] * (k - 1) + [1])
     top = invert(powers[:k])
-    return tuple(
-        tuple(_dot(row, [top[i][column] for i in range(k)]) for column in range(k))
-        for row in powers
-    )
+    rows = [[_dot(row, [top[i][j] for i in range(k)]) for j in range(k)] for row in powers]
+    coding = rows[k:]
+    for j in range(k if m else 0):
+        scale = inverse(coding[0][j])
+        for row in coding:
+            row[j] = multiply(row[j], scale)
+    for row in coding:
+        scale = inverse(row[0])
+        row[:] = [multiply(value, scale) for value in row]
+    return tuple(map(tuple, rows))
 
 
 def _power(base: int, exponent: int) -> int:
