@@ -1,7 +1,7 @@
 """Which files an engine is made of: what a check record covers when it holds that engine."""
 
 _SHARED = ["vmlib/cpu/state.py", "vmlib/cpu/engine.py", "vmlib/cpu/exits.py"]
-_SHARED += ["vmlib/cpu/limits.py"]
+_SHARED += ["vmlib/cpu/limits.py", "vmlib/cpu/doorbell.py"]
 _EMULATOR = [
     "raw",
     "proof",

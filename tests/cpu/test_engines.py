@@ -407,6 +407,25 @@ def test_doorbells_that_nothing_can_ring(start, wrong, rule):
         vm.doorbell(**wrong)
 
 
+def test_a_doorbell_ends_with_its_vm(start):
+    """Its descriptor's number is somebody else's by then."""
+    with open_vm(start.engine) as vm:
+        bell = vm.doorbell(0x10, 1)
+        number = bell.fileno()
+    other = os.eventfd(5)
+    if other != number:
+        os.dup2(other, number)
+        os.close(other)
+    try:
+        with pytest.raises(BadInput, match="closed"):
+            bell.take()
+        with pytest.raises(BadInput, match="closed"):
+            bell.fileno()
+        assert os.eventfd_read(number) == 5
+    finally:
+        os.close(number)
+
+
 def test_real_mode_offsets_are_16_bits(start):
     with pytest.raises(BadInput, match="16-bit"):
         start("f4").start_real_mode(0x10000)

@@ -16,6 +16,7 @@ import os
 from contextlib import ExitStack
 
 from vmlib.cpu.capabilities import require
+from vmlib.cpu.doorbell import EventfdBell
 from vmlib.cpu.engine import BaseVm, InterruptController, ReadHandler, WriteHandler
 from vmlib.cpu.kvm import abi
 from vmlib.cpu.kvm import state as kvm_state
@@ -26,7 +27,7 @@ from vmlib.cpu.limits import check_doorbell
 from vmlib.errors import BadInput, HostUnavailable
 from vmlib.units import format_size, parse_size
 
-__all__ = ["KvmDoorbell", "KvmVcpu", "KvmVm", "open_device"]
+__all__ = ["KvmVcpu", "KvmVm", "open_device"]
 
 DEVICE = "/dev/kvm"
 # Three pages for a TSS and one for page tables, which VMX without "unrestricted guest" needs for
@@ -67,32 +68,6 @@ def open_device() -> int:
     return device
 
 
-class KvmDoorbell:
-    """An eventfd that KVM raises when the guest writes to an address (KVM_IOEVENTFD)."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def take(self) -> int:
-        """Return how often it rang since the last call, and start at zero again."""
-        try:
-            return os.eventfd_read(self.fileno())
-        except BlockingIOError:
-            return 0
-
-    def fileno(self) -> int:
-        """The eventfd, for `select` and friends."""
-        if self._fd < 0:
-            raise BadInput("doorbell", "the VM it belongs to is closed")
-        return self._fd
-
-    def close(self) -> None:
-        """Close the eventfd; KVM forgets it when the VM goes."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
 class KvmVm(BaseVm[KvmVcpu]):
     """A VM of the kernel's."""
 
@@ -103,7 +78,7 @@ class KvmVm(BaseVm[KvmVcpu]):
             raise BadInput("ram", f"ends at {IDENTITY_MAP:#x} at most, where KVM has its pages")
         super().__init__(ram)
         self._irqchip = False
-        self._doorbells: list[KvmDoorbell] = []
+        self._doorbells: list[EventfdBell] = []
         with ExitStack() as undo:
             undo.callback(self.ram.close)
             self._device = open_device()
@@ -115,24 +90,24 @@ class KvmVm(BaseVm[KvmVcpu]):
 
     def doorbell(
         self, address: int, size: int, *, mmio: bool = False, match: int | None = None
-    ) -> KvmDoorbell:
+    ) -> EventfdBell:
         """Let writes of `size` bytes (of value `match`, if given) ring instead of exit."""
         self._check_open()
         check_doorbell(address, size, mmio, match, self.ram.size)
         flags = 0 if mmio else abi.IOEVENTFD_PIO
         if match is not None:
             flags |= abi.IOEVENTFD_DATAMATCH
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        bell = EventfdBell()
         try:
-            asked = abi.IOEVENTFD_ARGS.pack(match or 0, address, size, fd, flags)
+            asked = abi.IOEVENTFD_ARGS.pack(match or 0, address, size, bell.fileno(), flags)
             call(self._fd, abi.IOEVENTFD, asked)
         except OSError as error:
-            os.close(fd)
+            bell.close()
             if error.errno == errno.EEXIST:
                 raise BadInput("doorbell", f"there is one at {address:#x} already") from None
             raise _cannot("add a doorbell", error) from None
-        self._doorbells.append(KvmDoorbell(fd))
-        return self._doorbells[-1]
+        self._doorbells.append(bell)
+        return bell
 
     def handle_ports(self, first: int, count: int, read: ReadHandler, write: WriteHandler) -> None:
         """Unsupported: a device in Python is outside the kernel."""

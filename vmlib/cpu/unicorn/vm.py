@@ -19,6 +19,7 @@ vCPUs of one VM take turns, for two emulators do not lock against each other.
 import os
 from collections.abc import Callable
 
+from vmlib.cpu.doorbell import EventfdBell
 from vmlib.cpu.engine import (
     BaseVm,
     InterruptController,
@@ -35,11 +36,11 @@ from vmlib.errors import BadInput
 VERSION = raw.VERSION
 
 
-class Bell:
-    """A doorbell: an eventfd that a guest's write rings (KVM's ioeventfd)."""
+class Bell(EventfdBell):
+    """A doorbell for writes of one width, and of one value if `match` is given."""
 
     def __init__(self, size: int, match: int | None) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        super().__init__()
         self._size = size
         self._match = match
 
@@ -49,21 +50,6 @@ class Bell:
             return REFUSED
         os.eventfd_write(self._fd, 1)
         return None
-
-    def take(self) -> int:
-        """Return how often it rang since the last call, and start at zero again."""
-        try:
-            return os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return 0
-
-    def fileno(self) -> int:
-        """The eventfd, for `select` and friends."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._fd)
 
 
 class UnicornVm(BaseVm[UnicornVcpu]):
