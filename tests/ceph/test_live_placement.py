@@ -8,6 +8,7 @@ cluster's own answer.
 
 import base64
 import random
+from dataclasses import replace
 
 import pytest
 from crush_maps import version
@@ -15,6 +16,7 @@ from live_cluster import NEEDS, LiveCluster
 from osd_maps import groups, ours
 
 from vmlib.ceph import rbd_objects
+from vmlib.ceph.pools import HASHPSPOOL
 
 pytestmark = pytest.mark.needs(*NEEDS)
 
@@ -112,6 +114,11 @@ def test_every_byte_of_an_image_is_where_we_say(cluster, check):
                     got = base64.b64decode(cluster.do("get", pool=where, **asked))
                     mine = bytes(kept[part.image_offset : part.image_offset + part.length])
                     done.case(mine, got, f"{name}: {part}")
+
+
+def old_kind(pool):
+    """The pool without `hashpspool`: its id is added to a group's number, not hashed with it."""
+    return replace(pool, flags=pool.flags & ~HASHPSPOOL)
 
 
 def steps(cluster):
@@ -213,6 +220,12 @@ def steps(cluster):
         ],
         None,
     )  # fmt: skip
+    sure = {"yes_i_really_mean_it": True}
+    yield (
+        "a pool as they were made before 2013",
+        lambda: mon("osd pool set", pool="data", var="hashpspool", val="false", **sure),
+        lambda m: replace(m, pools={**m.pools, m.pool("data").pool: old_kind(m.pool("data"))}),
+    )
     mon("osd out", ids=["8"])
     yield "an OSD that is gone", lambda: mon("osd rm", ids=["8"]), None
 
@@ -224,7 +237,7 @@ def test_every_prediction_is_what_ceph_osd_map_answers(cluster, check):
         names += [("", image.name(number)) for number in range(0, image.count, 37)]
     with check(
         "ceph/live-placement",
-        what="OSDs of every placement group, of objects and of images, in 18 states of a cluster",
+        what="OSDs of every placement group, of objects and of images, in 19 states of a cluster",
         tool="ceph osd map and osdmaptool on a running cluster",
         tool_version=version(),
         covers=COVERS,
@@ -255,7 +268,7 @@ def test_every_prediction_is_what_ceph_osd_map_answers(cluster, check):
                 }
                 done.case(mine, {key: theirs[key] for key in mine}, f"{what}: {name}")
             states += 1
-        assert states == 18
+        assert states == 19
 
 
 def answers(cluster, names):
