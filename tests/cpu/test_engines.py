@@ -19,6 +19,7 @@ from vmlib.cpu import (
     Kicked,
     Mmio,
     MsrRead,
+    MsrWrite,
     Registers,
     Segment,
     Shutdown,
@@ -301,6 +302,29 @@ def test_a_refusal_that_cannot_be_delivered_is_a_shutdown(start):
     vcpu.refuse()
     last = vcpu.run()
     assert isinstance(last, Shutdown), last
+
+
+SCE = "b9 80 00 00 c0 0f 32 83 c8 01 0f 30 31 c0 0f 32 e6 10 f4"
+"""mov ecx, EFER; rdmsr; or eax, 1; wrmsr; xor eax, eax; rdmsr; out 0x10, al; hlt"""
+
+
+def test_whoever_only_looks_on_at_msrs_changes_nothing(start):
+    vcpu = start(SCE)
+    vcpu.start_protected_mode(0x1000)
+    vcpu.intercept("msr")
+    efer = 0xC0000080
+    seen = [vcpu.run() for _ in range(4)]
+    assert seen == [MsrRead(efer), MsrWrite(efer, 1), MsrRead(efer), IoOut(0x10, 1, b"\1")]
+    assert vcpu.system().efer == 1
+
+
+def test_a_write_of_an_msr_that_nobody_refused_can_still_fault(start):
+    """mov ecx, LSTAR; xor eax, eax; mov edx, 0x10000; wrmsr: not canonical, and without an IDT."""
+    vcpu = start("b9 82 00 00 c0 31 c0 ba 00 00 01 00 0f 30 f4")
+    vcpu.start_protected_mode(0x1000)
+    vcpu.intercept("msr")
+    assert vcpu.run() == MsrWrite(0xC0000082, 1 << 48)
+    assert isinstance(vcpu.run(), Shutdown)
 
 
 def test_a_halt_that_nobody_inside_can_end_is_told_once_more(start):

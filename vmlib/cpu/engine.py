@@ -108,7 +108,11 @@ class Vcpu(Protocol):
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
 
     def intercept(self, *kinds: str) -> None:
-        """Have these exit too (see INTERCEPTS); `Unsupported` where the engine cannot."""
+        """Have these exit too (see INTERCEPTS); `Unsupported` where the engine cannot.
+
+        Whoever only looks on changes nothing at an MSR: without an answer a read gets the engine's
+        own value, and without a refusal a write is done. CPUID and hypercalls find zeros then.
+        """
 
     def registers(self) -> Registers:
         """The registers now, after finishing a pending instruction."""

@@ -100,25 +100,34 @@ class Intercepts:
         self._emu.rip.value += 3
         return True
 
-    def finish(self, pending: Exit, answer: bytes | None) -> None:
-        """Do what the instruction of an exit would have done, with the VMM's answer."""
+    def finish(self, pending: Exit, answer: bytes | None) -> bool:
+        """Do what the instruction of an exit would have done, with the VMM's answer if it gave one.
+
+        Return whether it faults instead: a write that nobody refused may still be refused here.
+        """
         match pending:
-            case MsrRead():
-                low, high = struct.unpack("<II", answer or bytes(8))
+            case MsrRead(index=index):
+                value = self._emu.rdmsr(index).to_bytes(8, "little") if answer is None else answer
+                low, high = struct.unpack("<II", value)
                 self._set(_RAX, low)
                 self._set(_RDX, high)
+            case MsrWrite(index=index, value=value):
+                if refuses_msr(index, value, state.read_event_cpu(self._emu)):
+                    return True
+                self._emu.wrmsr(index, value)
             case Cpuid():
                 values = struct.unpack("<4I", answer or bytes(16))
                 for at, value in zip((_RAX, _RBX, _RCX, _RDX), values, strict=True):
                     self._set(at, value)
             case Hypercall():
                 self._set(_RAX, int.from_bytes(answer or bytes(8), "little"))
-            case MsrWrite() | Cr3Write():
+            case Cr3Write():
                 pass
             case _:
-                return
+                return False
         code = self.code(_LONGEST)
         self._emu.rip.value += instruction_length(code, 0, self._bits())
+        return False
 
     def code(self, size: int) -> bytes:
         """Return up to `size` bytes of code at RIP, fewer where the next page is not mapped."""

@@ -73,8 +73,8 @@ class Unfinished(Delivery):
         self._pending = self._data = None
         traps = self._traps
         if not self._again:
-            if pending is not None:
-                self._intercepts.finish(pending, data)
+            if pending is not None and self._intercepts.finish(pending, data):
+                return self._deliver(events.Event(events.GP, 0))
             return None
         if isinstance(pending, IoOut):
             traps.passed = True
