@@ -348,6 +348,21 @@ def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
     assert light["paper_bgcolor"] == "rgba(0,0,0,0)"
 
 
+def test_a_plot_leaves_a_phone_room_unless_the_figure_says_otherwise(open_page: Any) -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    figure = go.Figure(go.Scatter(x=[1, 1000], y=[3, 4]))
+    figure.update_xaxes(type="log", title="microseconds (logarithmic)")
+    figure.update_layout(margin={"r": 5}, legend={"y": 2})
+    html = plot_html(figure, "It rises.", {"x": [1, 1000], "y": [3, 4]})
+    page = open_page(html, before=PLOTLY, script=assets.plot_script())
+    page.wait_for_function("calls.length === 1")
+    (layout,) = page.evaluate("calls")
+    assert layout["margin"] == {"t": 30, "r": 5}
+    assert (layout["legend"]["orientation"], layout["legend"]["y"]) == ("h", 2)
+    assert layout["xaxis"]["title"]["text"] == "microseconds<br>(logarithmic)"
+    assert layout["xaxis"]["nticks"] == 4
+
+
 def test_the_slider_of_a_plot_is_worked_by_keyboard(open_page: Any) -> None:
     go = pytest.importorskip("plotly.graph_objects")
     curves = {"little": [1, 2], "much": [5, 6]}

@@ -99,6 +99,29 @@ def test_it_fits_and_axe_finds_nothing(open_page: Any, theme: str, width: int) -
     assert results.violations_count == 0, results.generate_report()
 
 
+HIDDEN = """() => {
+  const boxes = s => [...document.querySelectorAll(s)].map(
+    e => [e.textContent, e.getBoundingClientRect()]);
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+  const player = document.getElementById("p").vmPlayer, found = [];
+  for (let i = 0; i < player.length; i++) {
+    player.go(i);
+    const words = boxes("#p .vm-group text");
+    for (const [said, label] of boxes("#p .vm-wire:has(text)")) {
+      found.push(...words.filter(([, word]) => meet(label, word)).map(([word]) => [i, said, word]));
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_message_hides_what_a_node_holds(open_page: Any, trace: Trace, width: int) -> None:
+    page = open_page(player_html(trace, name="p"), width=width)
+    assert page.evaluate(HIDDEN) == []
+
+
 def test_it_is_drawn_again_when_the_page_gets_narrow(open_page: Any) -> None:
     page = open_page(player_html(record_write(erasure=True), name="p", start=9))
     wide = page.locator("#p .vm-flow").bounding_box()["width"]

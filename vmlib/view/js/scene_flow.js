@@ -70,8 +70,11 @@
       const shift = down ? -9 : 9;
       const x1 = a.x + a.w / 2 + shift, y1 = down ? a.y + a.h : a.y;
       const x2 = b.x + b.w / 2 + shift, y2 = down ? b.y : b.y + b.h;
-      // The label stands where wires are farthest apart: near the end that has most neighbours.
-      const near = first.filter((group) => group[3] === (down ? b : a).row).length > 3 ? 0.84 : 0.62;
+      // The label stands where wires are farthest apart: near the end that has most neighbours, and
+      // of a wire that passes a row, below that row.
+      const crowd = first.filter((group) => group[3] === (down ? b : a).row).length > 3;
+      const passes = Math.abs(rows.indexOf(a.row) - rows.indexOf(b.row)) > 1;
+      const near = passes ? 1 - GAP / 2 / Math.abs(y2 - y1) : crowd ? 0.84 : 0.62;
       const far = down ? near : 1 - near;
       const long = Math.hypot(x2 - x1, y2 - y1) || 1;
       return { line: `M${x1} ${y1}L${x2} ${y2}`, end: [x2, y2], u: [(x2 - x1) / long, (y2 - y1) / long],

@@ -95,14 +95,14 @@
     }
 
     function draw(step) {
-      const { registers, end } = step.state, parts = [];
+      const { registers, end } = step.state, parts = [], words = []; // words lie over lines
       registers.forEach(([, value], row) => {
         const mark = value === "unknown" ? null : spot(row, value);
         placed[row].forEach((one) => parts.push(label(one, row, mark)));
       });
       let before = null;
       registers.forEach(([name, value], row) => {
-        if (row) parts.push(s("text", { class: "vm-owner", x: left + 2, y: top(row) - 40 }, `↓ ${OWNERS[row - 1]}`));
+        if (row) words.push(s("text", { class: "vm-owner", x: left + 2, y: top(row) - 40 }, `↓ ${OWNERS[row - 1]}`));
         if (value === "unknown") return;
         const space = SPACES[name], x = spot(row, value), y = top(row);
         const shown = x === null ? (before === null ? width / 2 : before) : x;
@@ -116,7 +116,7 @@
         parts.push(s("path", { class: `vm-pin vm-fill-${space}`, "data-space": name, d: `M${shown} ${y - 5}v${BAR + 10}` }),
           s("circle", { class: `vm-dot vm-fill-${space} ${lost ? "vm-lost" : ""}`, cx: shown, cy: y + BAR / 2, r: 5.5 }));
         const right = shown > width * 0.55;
-        parts.push(s("text", { class: `vm-ruler-value vm-ink-${space}`, x: shown + (right ? -9 : 9), y: y + BAR + 13,
+        words.push(s("text", { class: `vm-ruler-value vm-ink-${space}`, x: shown + (right ? -9 : 9), y: y + BAR + 13,
           "text-anchor": right ? "end" : "start" }, `${lost ? "✗ " : ""}${value}`));
         before = shown;
       });
@@ -124,7 +124,7 @@
       if (end && end !== "HPA" && last < 3) {
         parts.push(s("text", { class: "vm-stop", x: width - 4, y: top(last + 1) - 40, "text-anchor": "end" }, `✗ ${end}`));
       }
-      moving.replaceChildren(...parts.filter(Boolean));
+      moving.replaceChildren(...parts.filter(Boolean), ...words);
     }
 
     // The bits that a page leaves as they are stand apart in each address.
