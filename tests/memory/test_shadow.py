@@ -15,7 +15,7 @@ from vmlib.memory import (
     TableOutsideRam,
     build_tables,
 )
-from vmlib.memory.paging import CR0_WP, CR4_PAE, CR4_PKE, CR4_SMAP, CR4_SMEP, NX
+from vmlib.memory.paging import CR0_WP, CR4_PAE, CR4_PKE, CR4_SMAP, CR4_SMEP, NX, US
 from vmlib.units import KIB, MIB
 
 GUEST = 4 * MIB  # host-physical address of guest-physical 0
@@ -75,6 +75,8 @@ class Shifted:
 @STRATEGIES
 @pytest.mark.parametrize("levels", [4, 5])
 def test_a_translation_is_filled_once(strategy, levels):
+    world = World(strategy, levels)
+    assert world.pager.access(PAGES + 0x2000, "write").trap == "filled"  # and D with it
     world = World(strategy, levels)
     first, again = (world.pager.access(PAGES + 0x123) for _ in range(2))
     assert (first.gpa, first.hpa, first.trap) == (0x80123, GUEST + 0x80123, "filled")
@@ -176,6 +178,17 @@ def test_a_large_page_is_split_where_the_host_has_small_ones_and_kept_where_it_h
     assert kept.pager.walk(LARGE + 0x81000).page_size == 4 * KIB
 
 
+def test_a_large_page_is_split_where_the_slot_shifts_it():
+    """2 MiB of the guest's that begin 4 KiB off in the host are no large page there."""
+    world = World(host_page=2 * MIB)
+    world.pager.set_slot(Slot(1, 0x80_0000, 2 * MIB, 2 * MIB - 4 * KIB))
+    world.pager.store(world.pte(LARGE, 2), 0x80_0087)
+    for page in (0, 0x5000):
+        done = world.pager.access(LARGE + page)
+        assert (done.hpa, done.trap) == (2 * MIB - 4 * KIB + page, "filled")
+    assert world.pager.walk(LARGE).page_size == 4 * KIB
+
+
 def test_a_large_page_without_tables_stays_large():
     world = World(host_page=2 * MIB)
     slots = world.pager.slots
@@ -231,6 +244,17 @@ def test_smep_and_smap_hold():
     assert world.pager.access(PAGES).fault.error_code == 1
     assert world.pager.access(PAGES, ac=True).hpa
     assert world.pager.access(PAGES).fault
+
+
+def test_what_a_supervisor_may_write_without_wp_it_may_not_run_under_smep():
+    """The shadow of such a page is a supervisor's, but the guest's page is a user's still."""
+    cr0 = World().tables.registers["cr0"] & ~CR0_WP
+    world = World(registers={"cr0": cr0, "cr4": CR4_PAE | CR4_SMEP})
+    page = PAGES + 0x4000
+    assert world.pager.store(page, 1).hpa == GUEST + 0x84000
+    assert not world.pager.walk(page).entries[-1] & US
+    assert world.pager.access(page, "fetch").fault.error_code == 0x11
+    assert world.pager.access(page, "fetch", cpl=3).hpa == GUEST + 0x84000
 
 
 def test_kvm_fills_neighbours_that_were_used_before():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_walk import MAXPHYADDR, RAM, ROOT, random_address, random_registers, random_tables
 
 from vmlib.errors import BadInput
-from vmlib.memory import OUTSIDE_RAM, GuestRam, TableOutsideRam, walk, walk_many
+from vmlib.memory import OUTSIDE_RAM, GuestRam, Map, TableOutsideRam, build_tables, walk, walk_many
 
 LONG = {"cr0": 0x8001_0011, "cr3": 0x1000, "cr4": 0x20, "efer": 0xD00}
 NONE = (1 << 64) - 1
@@ -114,6 +114,21 @@ def test_addresses_of_all_sizes_in_one_list():
     """Python integers on both sides of 2**63 stay exact."""
     found = walk_many(GuestRam("8K"), [1, (1 << 64) - 1, (1 << 63) - 1], **LONG)
     assert found.vector.tolist() == [14, 14, 13]
+
+
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_setting_bits_under_pae(access):
+    """A PDPTE has no A: the bit is reserved there. The tables end as after the walks one by one."""
+    gvas = [0x1000, 0x20_0FFF, 0x7FFF_F000, 0xC000_0000, 0x4000_0000]
+    mapping = [Map(gva & -0x1000, 0x8000 + 0x1000 * n) for n, gva in enumerate(gvas[:4])]
+    one, many = GuestRam("256K"), GuestRam("256K")
+    for ram in (one, many):
+        regs = build_tables(ram, at=0x1_0000, mapping=mapping, levels=3).registers
+    for gva in gvas:
+        walk(one, gva, **regs, access=access, set_ad=True)
+    walk_many(many, gvas, **regs, access=access, set_ad=True)
+    assert one.view == many.view
+    assert [many.read_u64(0x1_0000 + 8 * n) & 0xFFF for n in range(4)] == [1, 1, 0, 1]
 
 
 def test_setting_bits_in_entries_that_neighbours_share():

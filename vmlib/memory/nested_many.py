@@ -245,8 +245,7 @@ def _ept_lanes(
         odd = (entry & np.uint64(watched)) != usual
         if odd.any():
             absent, wrong, leaf = _sort_out(entry, level, ept)
-            out.vector[lanes[absent]] = EPT_VIOLATION
-            common[lanes[absent]] = 0
+            out.vector[lanes[absent]] = EPT_VIOLATION  # with no rights in common
             out.vector[lanes[wrong]] = EPT_MISCONFIGURATION
             bad = absent | wrong
             if level > 1:

@@ -151,7 +151,7 @@ def build_tables(
                         _EPT_ALL if format == "ept" else P | (0 if level.grants else RW | US)
                     )
                     _write(ram, where, entry, level.entry_bytes)
-                elif entry & PS and level.number in (2, 3):
+                elif entry & PS:
                     raise BadInput("mapping", f"maps {one.gva + offset:#x} twice")
                 table = entry & mode.address
     return Tables(at, mode, format, tuple(pages), {} if format == "ept" else registers)
