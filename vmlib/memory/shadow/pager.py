@@ -139,6 +139,7 @@ class ShadowPager:
             assert found.fault is not None
             if found.fault.vector != VECTOR_PF:
                 return ShadowAccess(gva, None, None, found.fault, trap)
+            assert trap is None, f"the fault at {gva:#x} was mended, and has come again"
             done = self._page_fault(gva, access, cpl, ac, found.fault.error_code)
             trap = done.trap
             assert trap is not None
