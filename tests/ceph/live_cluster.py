@@ -245,13 +245,12 @@ class LiveCluster:
                 file.write_bytes(binary)
                 return ours, file
 
-    def ask(self, name, *command):
+    def ask(self, name, *command, **arguments):
         """Ask a daemon on its socket."""
         with socket.socket(socket.AF_UNIX) as one:
             one.connect(str(self.folder / f"{name}.asok"))
-            one.sendall(
-                json.dumps({"prefix": " ".join(command), "format": "json"}).encode() + b"\0"
-            )
+            words = {"prefix": " ".join(command), "format": "json", **arguments}
+            one.sendall(json.dumps(words).encode() + b"\0")
             with one.makefile("rb") as answer:
                 (length,) = struct.unpack(">I", answer.read(4))
                 return json.loads(answer.read(length))
