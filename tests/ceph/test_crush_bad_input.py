@@ -67,6 +67,8 @@ def put(data, path, value):
         (("rules", 0, "rule_id"), 1, "rules[1].rule_id"),
         (("tunables", "choose_total_tries"), 1 << 31, "tunables.choose_total_tries"),
         (("tunables", "choose_total_tries"), -1, "tunables.choose_total_tries"),
+        (("tunables", "chooseleaf_descend_once"), 2, "tunables.chooseleaf_descend_once"),
+        (("tunables", "chooseleaf_vary_r"), 256, "tunables.chooseleaf_vary_r"),
         (("types", 1, "type_id"), -1, "types[1].type_id"),
         (("rules", 0, "max_size"), 256, "rules[0].max_size"),
         (("rules", 0, "rule_name"), "ec", "rules[3].rule_name"),

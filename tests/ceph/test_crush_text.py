@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from crush_maps import (
     ALGS,
+    KNOBS,
     PROFILES,
     WEIGHT_SETS,
     Compiled,
@@ -163,6 +164,19 @@ def test_without_rules_there_are_no_shadows(tmp_path):
     whole = CrushMap.from_text(map_text(3, classes=True))
     with pytest.raises(Unsupported, match="classes"):
         replace(whole, rules={}).to_text()
+
+
+@pytest.mark.needs("crushtool")
+@pytest.mark.parametrize("value", [2, 255, 256, 1000])
+def test_tunables_are_cut_as_the_compiler_cuts_them(value, tmp_path):
+    lines = CrushMap.build(hosts=2, osds=2).to_text().splitlines()
+    lines = [f"tunable {name} {value}" for name in KNOBS] + [
+        line for line in lines if not line.startswith("tunable")
+    ]
+    text = "\n".join([*lines, ""])
+    real = CrushMap.from_json(Compiled(text, tmp_path).json()).tunables
+    ours = CrushMap.from_text(text).tunables
+    assert all(getattr(ours, name) == getattr(real, name) for name in KNOBS)
 
 
 @pytest.mark.needs("crushtool")

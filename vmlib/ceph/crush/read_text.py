@@ -26,7 +26,7 @@ from vmlib.ceph.crush.facts import (
 )
 from vmlib.ceph.crush.shadows import add_shadows
 from vmlib.ceph.crush.text_words import Words
-from vmlib.ceph.crush.validate import SETTERS
+from vmlib.ceph.crush.validate import SETTERS, SMALL_TUNABLES
 from vmlib.errors import BadInput
 
 ALIASES = {"pool": "replicated"}
@@ -98,7 +98,12 @@ class _Reader(Words):
         if self.peek() not in Tunables.__dataclass_fields__:
             raise self.wrong(f"{self.peek()!r} is no tunable")
         name = self.next()
-        self.tunables[name] = self.number()
+        value = self.number()
+        if SMALL_TUNABLES.get(name) == 1:  # as the compiler: any number is a yes
+            value = min(value, 1)
+        elif name in SMALL_TUNABLES and value > 0:
+            value &= 0xFF
+        self.tunables[name] = value
 
     def device(self) -> None:
         self.at += 1

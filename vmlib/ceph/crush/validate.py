@@ -15,6 +15,14 @@ MAX_WEIGHT = 0xFFFFFFFF
 MAX_TRIES = 10_000
 """Ceph sets no bound to tries, and a mapping may take as long as it likes. Ours ends."""
 
+SMALL_TUNABLES = {
+    "chooseleaf_descend_once": 1,
+    "chooseleaf_vary_r": 255,
+    "chooseleaf_stable": 255,
+    "straw_calc_version": 255,
+}
+"""Tunables that a map keeps as a yes or no, or in a byte, and their largest values."""
+
 CHOICES = ("choose_firstn", "choose_indep", "chooseleaf_firstn", "chooseleaf_indep", "choosemsr")
 SETTERS = (
     "set_choose_tries",
@@ -36,7 +44,8 @@ def validate(crush: MapFacts) -> None:
     _check_loops(crush)
     _check_rules(crush)
     for name in crush.tunables.__dataclass_fields__:
-        whole(getattr(crush.tunables, name), f"tunables.{name}", 0, MAX_TRIES)
+        most = SMALL_TUNABLES.get(name, MAX_TRIES)
+        whole(getattr(crush.tunables, name), f"tunables.{name}", 0, most)
     _check_choose_args(crush)
 
 
