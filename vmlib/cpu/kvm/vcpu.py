@@ -179,8 +179,11 @@ class KvmVcpu(KvmEntry):
         """Replace them; `BadInput` where KVM finds that they contradict each other."""
         self._check_mine()
         check_system(system)
+        self._settle()
+        kept = self._file.registers()  # a string instruction in its midst goes on where it was
         self._abandon()
         self._file.set_system(system)
+        self._file.set_registers(kept)
 
     def save(self) -> VcpuState:
         """The full state, after finishing a pending instruction."""

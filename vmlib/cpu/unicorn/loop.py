@@ -102,7 +102,8 @@ class EmulatorLoop(Unfinished):
             self._inside = False
             if shared:
                 vm.turns.give()
-        self._pending = ended
+        asks = not (self._ahead and isinstance(ended, Kicked | BudgetSpent))
+        self._pending = ended if asks else None
         self._plain = self._plainly()
         if ended is not None:
             self.exits[ended.reason] += 1
@@ -125,6 +126,7 @@ class EmulatorLoop(Unfinished):
             if started is None:
                 ended, limit = self._ready(limit)
                 if ended is not None:
+                    self._finish_first()
                     return ended
                 if limit < 0:
                     continue
@@ -187,6 +189,7 @@ class EmulatorLoop(Unfinished):
             and not self._intercepts.any
             and self._vector is None
             and not self._asleep
+            and not self._ahead
             and self._controller is None
             and len(self._vm.vcpus) <= 1
         )

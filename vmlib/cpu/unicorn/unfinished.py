@@ -93,6 +93,16 @@ class Unfinished(Delivery):
         self._left += 1  # it was counted when it stopped, and will be once more
         return None
 
+    def _finish_first(self) -> None:
+        """Execute the IN or OUT that was to be part of what follows, for `run` ends before that.
+
+        Else whoever looks, saves or moves the vCPU now would see it undone, and do it twice.
+        """
+        if self._traps.passed or self._traps.answer is not None:
+            self._left -= 1  # what `_resume` has added
+            if (ended := self._step_over()) is not None:
+                self._ahead.append(ended)
+
     def _step_over(self) -> Exit | None:
         """Execute one instruction that is known to be plain I/O, by the trap flag.
 
