@@ -166,6 +166,8 @@ class KvmVcpu(KvmEntry):
         """Replace all general registers, RIP and RFLAGS."""
         self._check_mine()
         check_registers(registers)
+        self._settle()
+        self._at_breakpoint &= registers.rip == self._file.registers().rip
         self._abandon()
         self._file.set_registers(registers)
 
@@ -305,12 +307,12 @@ class KvmVcpu(KvmEntry):
             self._file.set_registers(replace(self._file.registers(), rcx=1))
             self._finish()
         self._ahead = None
-        self._at_breakpoint = False
         self._tune()
 
     def _forget(self) -> None:
         self._check_mine()
         self._abandon()
+        self._at_breakpoint = False
         self._waiting = None
         self._page[abi.RUN_REQUEST_INTERRUPT_WINDOW] = 0
         self._file.clear_events()

@@ -26,7 +26,6 @@ class EmulatorLoop(Unfinished):
 
     def __init__(self, vm: Home, index: int) -> None:
         super().__init__(vm, index)
-        self._passing = -1
         self._breakpoints: dict[int, int] = {}
         self._kicked = self._inside = False
         self._thread = 0
@@ -126,6 +125,7 @@ class EmulatorLoop(Unfinished):
             if started is None:
                 ended, limit = self._ready(limit)
                 if ended is not None:
+                    self._reported = self._passing  # the guest has not moved
                     self._finish_first()
                     return ended
                 if limit < 0:

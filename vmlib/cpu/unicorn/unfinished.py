@@ -28,6 +28,7 @@ class Unfinished(Delivery):
         self._reported = -1
         self._left = 0
         self._ahead: list[Exit] = []  # came while an instruction was being finished
+        self._passing = -1  # address of a breakpoint that has been passed already
 
     def _answer(self, data: bytes) -> None:
         self._data = data
@@ -37,6 +38,7 @@ class Unfinished(Delivery):
         self._pending = self._data = self._vector = None
         self._ahead.clear()
         self._again = self._asleep = self._waiting = False
+        self._reported = -1
 
     def _abandon(self) -> None:
         """Finish the pending instruction, but not the exits it has yet to make: other registers
@@ -91,6 +93,7 @@ class Unfinished(Delivery):
         if stepping or self._vector is not None or self._controller is not None:
             return self._step_over()
         self._left += 1  # it was counted when it stopped, and will be once more
+        self._passing = traps.linear_rip()  # it was begun before any breakpoint there
         return None
 
     def _finish_first(self) -> None:
@@ -110,6 +113,7 @@ class Unfinished(Delivery):
         """
         emu, traps = self._emu, self._traps
         rflags, dr6 = emu.read(raw.EFLAGS), emu.read(raw.DR0 + 6)
+        self._passing = traps.linear_rip()
         emu.write(raw.EFLAGS, rflags | _TF)
         traps.stepping = True
         while traps.vector is None and traps.exit is None and traps.raised is None:
@@ -120,6 +124,7 @@ class Unfinished(Delivery):
             ):
                 break
         traps.stepping = False
+        self._passing = -1
         traps.restore_debug()
         if traps.must_undo:
             traps.undo()
