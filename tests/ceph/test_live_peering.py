@@ -55,7 +55,7 @@ class Live:
         return base64.b64decode(got).decode()
 
     def states(self, wanted):
-        """Return in which of these states the group is for six seconds on end."""
+        """Return in which of these states the group is for eight seconds on end."""
 
         def now():
             place = self.place
@@ -65,8 +65,8 @@ class Live:
             words = said.get("state", "").split("+")
             return next((state for state in wanted if state in words), None)
 
-        last, since, end = None, time.monotonic(), time.monotonic() + 60
-        while last is None or time.monotonic() < since + 6:
+        last, since, end = None, time.monotonic(), time.monotonic() + 90
+        while last is None or time.monotonic() < since + 8:
             assert time.monotonic() < end, f"neither for long; {last} in the end"
             time.sleep(0.2)
             if (state := now()) != last:
