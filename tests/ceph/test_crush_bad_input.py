@@ -217,7 +217,7 @@ def damage_json(rng, whole):
     data = copy.deepcopy(whole)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         path = rng.choice(list(places(data)))
-        value = rng.choice(ODD)
+        value = copy.deepcopy(rng.choice(ODD))  # else the next damage would be done to ODD itself
         if rng.random() < 0.2:
             value = copy.deepcopy(rng.choice(whole["buckets"]))
         put(data, path, value)

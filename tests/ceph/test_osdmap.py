@@ -365,7 +365,7 @@ def damaged(rng, whole):
     """Return a dump with something else in a few of its places."""
     data = copy.deepcopy(whole)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        put(data, rng.choice(list(places(data))), rng.choice((*ODD, "1.0", 3, NONE)))
+        put(data, rng.choice(list(places(data))), copy.deepcopy(rng.choice((*ODD, "1.0", 3, NONE))))
     return data
 
 
