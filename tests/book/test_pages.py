@@ -67,9 +67,10 @@ def served():
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=HTML)
-    )
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 64  # a browser knocks with six at once, and waits a second if refused
+
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=HTML))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -466,10 +467,11 @@ def test_predict_then_see(visit, how):
     assert "44" in verdict.inner_text()
     assert "300" in verdict.inner_text()
     assert tab.evaluate("document.getElementById('add').vmPlayer.index") == 45
-    for _ in range(8):  # Chromium's next process may not have the storage of the last one yet
+    for _ in range(20):  # Chromium's next process may not have the storage of the last one yet
         tab.reload()
         if told := tab.locator(".vm-predict").first.locator(".vm-verdict").inner_text():
             break
+        tab.wait_for_timeout(250)
     assert "300" in told
 
 

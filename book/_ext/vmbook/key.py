@@ -35,11 +35,16 @@ def digest(root: Path, names: Iterable[str]) -> str:
 
 
 def code_key(root: Path) -> str:
-    """Return the key of what executed pages depend on: code, packages, and files beside a page."""
+    """Return the key of what executed pages depend on: code, packages, and files beside a page.
+
+    The view's scripts and style are no part of it: no output holds them, every build writes them.
+    """
+    code = (p for p in _files(root / "vmlib") if p.suffix not in (".js", ".css"))
     beside = (p for p in (root / "book").glob("*/**/*") if p.is_file() and p.suffix != ".md")
     data = sorted(p.relative_to(root).as_posix() for p in beside)
     own = [name for name in data if not name.startswith("book/_") and "/." not in name]
-    return digest(root, ["vmlib", "requirements.txt", *own])
+    names = [path.relative_to(root).as_posix() for path in code]
+    return digest(root, [*names, "requirements.txt", *own])
 
 
 def look_key(root: Path) -> str:
