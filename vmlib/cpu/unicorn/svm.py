@@ -121,7 +121,8 @@ class SvmHost:
 
         The host's timer fires after `timer` instructions. `SpecViolation` for a VMCB address on
         which VMRUN faults, `GuestError` if the guest never gives the processor back or touches
-        host memory that is not there, `Unsupported` for intercepts that nobody here checks.
+        host memory that is not there, `Unsupported` for intercepts that nobody here checks and
+        for a guest's exception in virtual-8086 mode. The host can go on after each of them.
         """
         if vmcb_pa % PAGE_SIZE or not 0 <= vmcb_pa <= self.ram.size - PAGE_SIZE:
             rule = f"the VMCB at {vmcb_pa:#x} is not a page of memory: VMRUN raises #GP"
