@@ -18,8 +18,6 @@ from vmlib.cpu.exits import (
     Mmio,
     MsrRead,
     MsrWrite,
-    io_in,
-    io_out,
 )
 from vmlib.cpu.kvm import abi
 
@@ -36,9 +34,9 @@ def decode(page: mmap.mmap, rip: int | None = None) -> Exit:
     match reason:
         case abi.EXIT_IO:
             if way == abi.IO_OUT:
-                return io_out(port, size, page[at : at + size * count])
+                return IoOut(port, size, page[at : at + size * count])
             page[at : at + size * count] = b"\xff" * (size * count)
-            return io_in(port, size, count)
+            return IoIn(port, size, count)
         case abi.EXIT_MMIO:
             gpa, data, size, write = abi.RUN_MMIO.unpack_from(page, abi.RUN_UNION)
             if write:

@@ -20,10 +20,10 @@ from vmlib.cpu.exits import (
     Exit,
     Halt,
     InterruptWindow,
+    IoOut,
     Kicked,
     MsrRead,
     MsrWrite,
-    io_out,
 )
 from vmlib.cpu.kvm import abi, oddities
 from vmlib.cpu.kvm import exits as kvm_exits
@@ -86,7 +86,7 @@ class KvmVcpu(KvmEntry):
                 page = self._page
                 reason, way, size, port, count, at = _unpack_head(page, abi.RUN_EXIT_REASON)
                 if reason == abi.EXIT_IO and way:
-                    self._pending = made = io_out(port, size, page[at : at + size * count])
+                    self._pending = made = IoOut(port, size, page[at : at + size * count])
                     self.exits["IO"] += 1
                     return made
                 made = self._decode()

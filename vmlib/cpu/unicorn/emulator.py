@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vmlib.cpu.unicorn import raw
@@ -40,6 +41,8 @@ class Emulator:
         self._unchecked.value = True
         self.counting = False
         """Whether the last start had a limit."""
+        self.go_on = partial(_emu_start, handle, self.rip, 0, 0, 0)
+        """`start()`, quicker, where the last start had no limit either."""
         self.executed = raw.U64.from_address(handle.value + raw.COUNTER)
         """Instructions of the last `start` that had a limit; the one it stopped at counts too."""
         self.view = memoryview((ctypes.c_char * raw.ENV_SIZE).from_address(self.env)).cast("B")

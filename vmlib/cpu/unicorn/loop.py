@@ -62,8 +62,8 @@ class EmulatorLoop(Unfinished):
             self._thread = _this_thread()
             self._inside = True
             if not (self._again or self._kicked or self._slice_over):
-                traps = self._traps
-                error = self._emu.start()
+                traps, emu = self._traps, self._emu
+                error = emu.start() if emu.counting else emu.go_on()
                 self._inside = False
                 ended = traps.exit
                 if ended is None or not traps.in_time:

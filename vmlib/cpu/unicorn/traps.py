@@ -183,7 +183,7 @@ class Traps:
             except BaseException as error:
                 self._fail(error)
                 return
-        self.exit = io_out(port, size, value.to_bytes(size, "little"))
+        self.exit = io_out(port, size, value)
         if self.strings.get(self._words[_RIP] + self._words[_CS], True):
             self._keep_state()
         self._break_at(port)
