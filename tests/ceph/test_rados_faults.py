@@ -118,6 +118,11 @@ def test_a_seed_is_a_run():
     assert once.cluster.history() != run(12).cluster.history()
 
 
+def test_recovery_comes_back_to_an_object_that_was_being_read():
+    """Of this schedule's last object a client reads chunks when its turn comes to be recovered."""
+    assert not run(644556395).stuck
+
+
 @pytest.mark.soak
 def test_nothing_acknowledged_is_lost_in_many_schedules(log_soak):
     first, count = random.SystemRandom().randrange(10**9), 10_000

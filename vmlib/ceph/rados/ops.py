@@ -228,6 +228,7 @@ def _read_chunks(pg: PgState, source: Node, op: m.ClientOp) -> None:
         data = decode(chunks, pool.k, pool.m, held.length)
         pg.osd.send(source, m.ClientReply(op.reqid, data))
         requeue(pg)
+        pg.recover()  # it passed this object over while it was locked
 
     pg.lock(op.name)
     gather.start(pg, op.name, held.version, pool.k, done)

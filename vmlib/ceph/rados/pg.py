@@ -40,6 +40,10 @@ class PG(PgState):
         """Take the operations that wait once more."""
         ops.requeue(self)
 
+    def recover(self) -> None:
+        """Start what recovery can do now."""
+        recovery.kick(self)
+
     def recover_first(self, name: str) -> None:
         """A client waits for this object: recover it first."""
         recovery.want(self, name)

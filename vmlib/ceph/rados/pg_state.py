@@ -234,5 +234,9 @@ class PgState(ABC):
         """Take the operations that wait once more."""
 
     @abstractmethod
+    def recover(self) -> None:
+        """Start what recovery can do now."""
+
+    @abstractmethod
     def recover_first(self, name: str) -> None:
         """A client waits for this object: recover it first."""
