@@ -123,6 +123,11 @@ def test_recovery_comes_back_to_an_object_that_was_being_read():
     assert not run(644556395).stuck
 
 
+def test_a_stray_that_went_further_gives_what_it_had_before():
+    """Two copies have a write that the others never saw: nobody else has what stood before it."""
+    assert not run(741901982).stuck
+
+
 @pytest.mark.soak
 def test_nothing_acknowledged_is_lost_in_many_schedules(log_soak):
     first, count = random.SystemRandom().randrange(10**9), 10_000

@@ -55,7 +55,7 @@ def _ask_more(pg: PgState, tid: int) -> None:
         work.ask.remove(peer)
         work.asked.add(peer)
         shards.add(peer[1])
-        pg.send(peer, m.Fetch, work.name, tid)
+        pg.send(peer, m.Fetch, work.name, tid, work.version)
     if len(work.got) >= work.need or not work.asked:
         del pg.gathers[tid]
         work.done(work.got if len(work.got) >= work.need else None)

@@ -159,15 +159,16 @@ class Committed(PgMessage):
 
 @dataclass(frozen=True, slots=True)
 class Fetch(PgMessage):
-    """Asks a copy for an object or a chunk, for a read or for recovery."""
+    """Asks a copy for an object or a chunk in one version, for a read or for recovery."""
 
     name: str
     tid: int
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched(PgMessage):
-    """What the copy holds of it (None: nothing)."""
+    """What the copy holds of it (None: not that version)."""
 
     name: str
     tid: int

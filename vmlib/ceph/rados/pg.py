@@ -81,7 +81,7 @@ class PG(PgState):
             case m.Committed() if source == self.primary:
                 ops.roll_forward(self, message.version)
             case m.Fetch():
-                held = self.copy.objects.get(message.name)
+                held = self.copy.held(message.name, message.version)
                 self.send(source, m.Fetched, message.name, message.tid, held)
             case m.Fetched() if self.is_primary:
                 gather.got(self, source, message)

@@ -44,6 +44,12 @@ class Copy:
         """Return a copy that shares nothing that can change."""
         return Copy(self.meta, dict(self.objects), dict(self.undo))
 
+    def held(self, name: str, version: Version) -> Stored | None:
+        """Return an object in this version: as it is, or as entries that can be undone found it."""
+        now = self.objects.get(name)
+        before = [old for other, old in self.undo.values() if other == name]
+        return next((one for one in (now, *before) if one and one.version == version), None)
+
     def version_of(self, name: str) -> Version:
         """Return the version held of an object, ZERO if there is none."""
         held = self.objects.get(name)
