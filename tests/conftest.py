@@ -31,6 +31,8 @@ def _why_missing(tool: str) -> str:
         return "" if status.usable else status.reason
     if tool == "box":
         return why_no_box()
+    if tool == "two processors":
+        return "" if len(os.sched_getaffinity(0)) > 1 else "this process has one processor"
     if tool == "keystone":
         return "" if find_spec(tool) else "keystone-engine is not installed"
     if tool == "python3-rados":  # Debian's bindings are for Debian's Python alone

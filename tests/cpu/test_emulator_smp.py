@@ -4,8 +4,6 @@ Code is hexadecimal with its assembler beside it. `guest` boots it, see `kvm_gue
 code at 0x1000, else with a GDT, a TSS and gates at 0x10000.
 """
 
-import os
-
 import pytest
 from emulator_guests import DEVICE, in_thread, ports, wait_for
 from kvm_guests import CODE, boot, take
@@ -43,7 +41,7 @@ def test_locked_instructions_of_two_vcpus_are_exact():
     assert count_with_two(parallel=False) == 2 * COUNT
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs at a time")
+@pytest.mark.needs("two processors")
 def test_vcpus_that_run_at_the_same_moment_lose_updates():
     """This is what taking turns is for. How many are lost is chance, and so is a run with none."""
     counts = [2 * COUNT]
