@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,9 @@ def _why_missing(tool: str) -> str:
         return "" if status.usable else status.reason
     if tool == "box":
         return why_no_box()
+    if tool == "x86-64 programs":
+        here = f"{sys.platform} on {platform.machine()}"
+        return "" if here == "linux on x86_64" else f"this is {here}"
     if tool == "two processors":
         return "" if len(os.sched_getaffinity(0)) > 1 else "this process has one processor"
     if tool == "keystone":

@@ -1,9 +1,7 @@
 """Instruction lengths and places to stop at, against Capstone and against the emulator itself."""
 
-import platform
 import random
 import struct
-import sys
 from collections import Counter
 from contextlib import suppress
 from itertools import product
@@ -243,10 +241,7 @@ def real_files():
     return [Path("/bin/true"), *sorted(path for path in mapped if path.name in names)]
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64",
-    reason="outside check not run: the programs here are not x86-64",
-)
+@pytest.mark.needs("x86-64 programs")
 def test_real_programs():
     counted, found = 0, set()
     for path in real_files():

@@ -212,7 +212,9 @@ def test_two_thousand_steps_are_drawn_with_a_few_paths(open_page: Any) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overflows_and_axe_finds_nothing(open_page: Any, theme: str, width: int) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
     question = {"options": ["one", "two"], "answer": 1, "because": "so", "often": "one."}
     body = player_html(make_trace(42), name="p", start=6)
     body += predict_html("q", "Which?", **question)
@@ -332,7 +334,8 @@ PLOTLY = """window.calls = []; window.given = []; window.Plotly = {
 
 
 def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
-    go = pytest.importorskip("plotly.graph_objects")
+    import plotly.graph_objects as go
+
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4])).update_layout(yaxis_title="cost")
     html = plot_html(figure, "It rises.", {"x": [1, 2], "y": [3, 4]})
     style = "<style>html{--pst-color-text-base:#111;--pst-color-border:#ccc}"
@@ -349,7 +352,8 @@ def test_plots_take_the_colours_of_the_page(open_page: Any) -> None:
 
 
 def test_a_plot_leaves_a_phone_room_unless_the_figure_says_otherwise(open_page: Any) -> None:
-    go = pytest.importorskip("plotly.graph_objects")
+    import plotly.graph_objects as go
+
     figure = go.Figure(go.Scatter(x=[1, 1000], y=[3, 4]))
     figure.update_xaxes(type="log", title="microseconds (logarithmic)")
     figure.update_layout(margin={"r": 5}, legend={"y": 2})
@@ -364,7 +368,8 @@ def test_a_plot_leaves_a_phone_room_unless_the_figure_says_otherwise(open_page: 
 
 
 def test_the_slider_of_a_plot_is_worked_by_keyboard(open_page: Any) -> None:
-    go = pytest.importorskip("plotly.graph_objects")
+    import plotly.graph_objects as go
+
     curves = {"little": [1, 2], "much": [5, 6]}
     lines = {name: [go.Scatter(x=[1, 2], y=y)] for name, y in curves.items()}
     steps = [{"label": name, "method": "animate", "args": [[name], {}]} for name in curves]
@@ -392,7 +397,8 @@ def test_the_slider_of_a_plot_is_worked_by_keyboard(open_page: Any) -> None:
 
 
 def test_without_plotly_the_numbers_are_shown(open_page: Any) -> None:
-    go = pytest.importorskip("plotly.graph_objects")
+    import plotly.graph_objects as go
+
     html = plot_html(go.Figure(), "Nothing.", {"x": [17]})
     page = open_page(html, script=assets.plot_script())
     page.wait_for_selector(".vm-plot details[open]")

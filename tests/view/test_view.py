@@ -127,7 +127,8 @@ def test_trace_can_be_exchanged_in_a_live_notebook() -> None:
 
 
 def test_plot() -> None:
-    go = pytest.importorskip("plotly.graph_objects")
+    import plotly.graph_objects as go
+
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
     plot = Plot(figure, "Two points", {"x": [1, 2], "y": [3, 4]}, title="It rises")
     bundle = plot._repr_mimebundle_()
