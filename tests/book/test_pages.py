@@ -15,6 +15,7 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import TimeoutError as TookTooLong
+from playwright.sync_api import expect
 from vmbook.verify import promised
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -416,15 +417,15 @@ def test_every_step_of_every_player_shows_the_trace(opened):
     tab = opened.tab
     for data in figures(opened.page, "vm-player"):
         name, trace = data["name"], data["trace"]
-        read, expect = SCENES[trace["kind"]]
+        read, describe = SCENES[trace["kind"]]
         tab.evaluate(f"document.querySelector('#{name} details').open = true")
         rows = tab.locator(f"#{name} [data-row]")
-        assert rows.count() == len(trace["steps"])
+        expect(rows).to_have_count(len(trace["steps"]))  # they are written as the table opens
         table = rows.evaluate_all("rows => rows.map(r => r.textContent)")
         stepped = tab.evaluate(f"name => ({WALK_THROUGH})(name, {read})", name)
         states = unpacked(trace)
         for step, state, seen in zip(trace["steps"], states, stepped, strict=True):
-            shown, words = expect(step, state, trace)
+            shown, words = describe(step, state, trace)
             assert {key: seen[key] for key in shown} == shown, (name, step["i"])
             for word in words:
                 assert word.strip() in table[step["i"]], (name, step["i"], word)
