@@ -188,3 +188,28 @@ def dot_product(trial: Trial) -> set[int]:
         near = np.abs(ours - real) <= bound + 8 * np.finfo(kind).tiny
     near |= ~(np.isfinite(ours) | np.isfinite(real))
     return set(np.nonzero(np.repeat(near & stored, width))[0].tolist())
+
+
+def equal_ordered(trial: Trial) -> bool:
+    """In a string that fills its register, a match that its end cuts short is missed."""
+    made, imm = trial.made, trial.made.imm[0]
+    kind, full = (np.uint16, 8) if imm & 1 else (np.uint8, 16)
+    raw = trial.before.tobytes()[made.at :][:16] if made.memory else xmm(trial.before, made.rm)
+    string, needle = np.frombuffer(raw, kind), np.frombuffer(xmm(trial.before, made.reg), kind)
+    if "len" in made.row.words:  # EDX and EAX with their signs, of which the magnitude counts
+        signed = ((trial.gpr(number) & _32 ^ 1 << 31) - (1 << 31) for number in (2, 0))
+        length, needed = (min(abs(one), full) for one in signed)
+    else:
+        length, needed = (int(np.argmin([*one, 0])) for one in (string, needle))
+    result = 0
+    for at in range(length - needed + 1 if needed else full):
+        result |= int((string[at : at + needed] == needle[:needed]).all()) << at
+    result ^= {1: (1 << full) - 1, 3: (1 << length) - 1}.get(imm >> 4 & 3, 0)
+    if bool(flags(trial.ours) & CF) != bool(result):
+        return False
+    if made.row.name.endswith("m"):
+        lanes = np.array([-(result >> lane & 1) for lane in range(full)]).astype(kind)
+        mask = lanes.tobytes() if imm & 0x40 else result.to_bytes(16, "little")
+        return mask == xmm(trial.ours, 0)
+    first_or_last = (result.bit_length() if imm & 0x40 else (result & -result).bit_length()) - 1
+    return int(trial.ours[1]) == (first_or_last if result else full)

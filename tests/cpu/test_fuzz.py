@@ -161,7 +161,6 @@ def test_no_tolerance_is_wider_than_its_flags(fuzz, names, flag, tolerated):
 
 
 VALUES = [one for one in TOLERANCES if one.kind == "bug" and {*one.fields} - {"all"}]
-VALUES = [one for one in VALUES if one.id != "equal ordered"]  # which matches it misses is open
 
 
 @pytest.mark.needs("unicorn", "kvm")
