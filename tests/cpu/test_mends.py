@@ -110,6 +110,14 @@ def test_without_the_mend_it_aborts(code):
 
 
 @pytest.mark.needs("unicorn")
+def test_without_the_mend_what_avx_adds_is_taken_for_what_was_there_before():
+    """VZEROUPPER has the opcode of EMMS, and VMOVD that of MOVD: see test_no_avx."""
+    compare = LENGTH + "print(compare('c5f877'), compare('c5f96ec0'))"
+    assert python(compare).stdout.count("SHUTDOWN") == 2
+    assert python(compare, UNMENDED.format(name="refuse_avx")).stdout.count("HLT") == 2
+
+
+@pytest.mark.needs("unicorn")
 def test_a_library_that_is_built_otherwise_is_left_alone():
     from vmlib.cpu.unicorn import mends
 
@@ -118,12 +126,12 @@ def test_a_library_that_is_built_otherwise_is_left_alone():
 
     with pytest.warns(RuntimeWarning, match="left out") as warned:
         assert mends.mend(Other()) == []
-    assert len(warned) == 3
+    assert len(warned) == 4
 
 
 @pytest.mark.needs("unicorn")
 def test_mending_twice_is_mending_once():
     from vmlib.cpu.unicorn import mends, raw
 
-    names = ["shorten_blocks", "cut_off_lengths", "refuse_locked_registers"]
+    names = ["shorten_blocks", "cut_off_lengths", "refuse_locked_registers", "refuse_avx"]
     assert mends.mend(raw.library) == mends.mend(raw.library) == names

@@ -15,6 +15,7 @@ from vmlib.cpu.unicorn import raw
 from vmlib.cpu.unicorn.proof import proven
 
 _emu_start = raw.emu_start
+_X87_SSE = 3
 
 
 class Emulator:
@@ -47,6 +48,8 @@ class Emulator:
         """Instructions of the last `start` that had a limit; the one it stopped at counts too."""
         self.view = memoryview((ctypes.c_char * raw.ENV_SIZE).from_address(self.env)).cast("B")
         """CPUX86State itself, writable."""
+        # The emulator has no AVX. CPUID does not announce it, but for its state in an XSAVE area.
+        raw.U64.from_address(self.env + raw.XSAVE_COMPONENTS).value = _X87_SSE
         self._prime()
 
     def start(self, limit: int = 0) -> int:

@@ -1,7 +1,6 @@
-"""What is mended in Unicorn's own code, in this process's memory, so that no guest can end it.
+"""What is mended in Unicorn's own code, in this process's memory, where no call of it goes round.
 
-Three faults of Unicorn 2.1.4 let a guest kill the process it runs in, and no call of the library
-goes round them:
+Three faults of Unicorn 2.1.4 let a guest kill the process it runs in:
 
 * The translator takes up to 512 instructions into a block, and has room for 512 temporaries in
   one. It forgets to give some back: every x87 instruction keeps one, and so do AAM and MOV from a
@@ -14,8 +13,13 @@ goes round them:
   register the translator uses an address that was never made, and aborts. A few instructions in
   front of that place send it to where it makes #UD.
 
+A fourth lets a guest take the emulator for a processor with AVX, which it is not: behind a VEX
+prefix it executes the old instruction of the same opcode, VPXOR as PXOR, and VZEROUPPER as EMMS.
+Here too some instructions in front let pass what it has (BMI1, BMI2) and send the rest to #UD.
+
 Each place is found by the bytes around it. Where it cannot be (another processor, another build,
-a system that forbids it) a warning says so, and a guest made for that fault can end this process.
+a system that forbids it) a warning says so, and a guest made for one of the three can end this
+process.
 """
 
 import ctypes
@@ -42,7 +46,7 @@ def mend(library: Any) -> list[str]:
     Done again it changes nothing. RuntimeWarning for each mend that cannot be made.
     """
     done = []
-    for call in (shorten_blocks, cut_off_lengths, refuse_locked_registers):
+    for call in (shorten_blocks, cut_off_lengths, refuse_locked_registers, refuse_avx):
         try:
             call(library)
         except _CannotError as why:
@@ -105,6 +109,68 @@ def refuse_locked_registers(library: Any) -> None:
     stub += b"\x83\xfb\x03\x74\x0c" + _jump(after)  # cmp ebx, 3; je over the jump
     stub += _jump(start + at - _UD_TO_LOOK)
     _write(start + at, [(0, _jump(_keep_code(stub)))])
+
+
+# Also in `disas_insn`: the look whether VEX has two bytes, and at the map of a VEX of three bytes;
+# and how it reads the opcode behind it, with two registers kept in its frame.
+_TWO_BYTES = b"\x41\x81\xfa\xc5\0\0\0\x0f\x84"  # cmp r10d, 0xc5; je
+_MAPS = re.compile(
+    rb"(?<=\x44\x89\xc0\x44\x89\xc9\x83\xe0\x1f\xc1\xf9\x07)"  # mov eax, r8d; …; and eax, 0x1f; …
+    rb"\x3c\x02\x0f\x84(?P<map2>....)"  # cmp al, 2; je
+    rb"\x3c\x03\x0f\x84(?P<map3>....)"  # cmp al, 3; je
+    rb"\x3c\x01\x0f\x85(?P<none>....)"  # cmp al, 1; jne
+    rb"(?P<keep>\x48\x8b\x34\x24\x48\x8b\x7c\x24\x08"  # mov rsi, [rsp]; mov rdi, [rsp + 8]
+    rb"\x44\x89\x8c\x24....\x89\x8c\x24....)"  # mov [rsp + .], r9d; mov [rsp + .], ecx
+    rb"\xe8(?P<read>....)"  # call: the next byte of code
+    rb"(?P<back>\x8b\x8c\x24....\x44\x8b\x8c\x24....)",  # mov ecx, [rsp + .]; mov r9d, [rsp + .]
+    re.DOTALL,
+)
+_MAPS_MENDED = re.compile(
+    rb"\x48\xb8.{8}\xff\xe0.{4}\x3c\x01\x0f\x85....\x48\x8b\x34\x24\x48\x8b\x7c\x24\x08", re.DOTALL
+)
+
+
+def refuse_avx(library: Any) -> None:
+    """Let pass after VEX what works on general registers, and send the rest to #UD.
+
+    That is ANDN, BLSR and its like, BZHI, MULX, BEXTR (map 2, opcodes F2, F3, F5 to F7) and RORX
+    (map 3, F0): Intel SDM vol. 2, appendix A, tables A-4 and A-5.
+    """
+    start, code = _code(library, "gen_intermediate_code", -_BEFORE, _BEFORE)
+    two = code.find(_TWO_BYTES) + len(_TWO_BYTES)
+    if two < len(_TWO_BYTES) or code.count(_TWO_BYTES) != 1:
+        raise _CannotError("its look at VEX is not where it was")
+    near = code[two : two + 256]
+    found = _MAPS.search(near)
+    if found is None:
+        if _MAPS_MENDED.search(near):
+            return
+        raise _CannotError("its look at the map of a VEX is not where it was")
+
+    def target(group: str | int) -> int:
+        (distance,) = struct.unpack("<i", found[group])
+        return start + two + found.end(group) + int(distance)
+
+    at, none = two + found.start(), target("none")
+    read = b"\x48\xb8" + target("read").to_bytes(8, "little") + b"\xff\xd0"  # call it
+    # mov rsi, [rsp]; dec qword [rsi + 0x40]: the place in the code, which the call moved on
+    peek = found["keep"] + read + b"\x48\x8b\x34\x24\x48\xff\x4e\x40" + found["back"]
+    map3 = peek + b"\x3c\xf0\x75\x0c" + _jump(target("map3"))  # cmp al, 0xf0; jne refuse
+    refuse = _jump(none)
+    # sub al, 0xf2; cmp al, 5; ja refuse; movzx eax, al; mov edx, 0x3b; bt edx, eax; jnc refuse
+    map2 = peek + b"\x2c\xf2\x3c\x05\x77" + _back(peek + bytes(6) + refuse)
+    map2 += b"\x0f\xb6\xc0\xba\x3b\0\0\0\x0f\xa3\xc2\x73" + _back(map2 + bytes(13) + refuse)
+    map2 += _jump(target("map2"))
+    # mov eax, r8d; and eax, 0x1f: the map again, RAX is gone; cmp al, 2; je; cmp al, 3; jne
+    stub = b"\x44\x89\xc0\x83\xe0\x1f\x3c\x02\x74" + bytes([4 + len(map3 + refuse)])
+    stub += b"\x3c\x03\x75" + bytes([len(map3)]) + map3 + refuse + map2
+    _write(start + at, [(0, _jump(_keep_code(stub)))])
+    _write(start + two, [(0, struct.pack("<i", none - (start + two + 4)))])
+
+
+def _back(code: bytes) -> bytes:
+    """The distance of a short jump back over this code, of which its own two bytes are part."""
+    return bytes([256 - len(code)])
 
 
 def _jump(address: int) -> bytes:

@@ -97,6 +97,15 @@ def _check_run(handle: Any, cpu: int) -> None:
         seen.append((_u32_at(cpu + raw.HALTED), _u32_at(handle.value + raw.COUNTER)))
     if seen != [(0, 10), (1, 78)]:
         raise _unknown(f"after a stop and a HLT it shows {seen}")
+    # mov eax, 0xd; xor ecx, ecx; cpuid; hlt: what XSAVE knows, as the model has it, and changed
+    page[:10] = bytes.fromhex("b8 0d 00 00 00 31 c9 0f a2 f4")
+    raw.check("flush", raw.ctl(handle, raw.control(raw.FLUSH_CODE)))
+    if _peek(cpu + raw.ENV + raw.XSAVE_COMPONENTS, 8) != (7).to_bytes(8, "little"):
+        raise _unknown("the components of XSAVE are elsewhere")
+    raw.U64.from_address(cpu + raw.ENV + raw.XSAVE_COMPONENTS).value = 3
+    raw.emu_start(handle, raw.U64(0), raw.U64(0), raw.U64(0), raw.SIZE(0))
+    if _u32_at(cpu + raw.ENV) != 3:
+        raise _unknown("CPUID takes the components of XSAVE from elsewhere")
     page[:2] = b"\xcd\x2b"
     raw.check("flush", raw.ctl(handle, raw.control(raw.FLUSH_CODE)))
     raw.emu_start(handle, raw.U64(0), raw.U64(0), raw.U64(0), raw.SIZE(0))

@@ -36,6 +36,8 @@ EFER, ERROR_CODE, IS_INT, OLD_EXCEPTION = 592, 5384, 5388, 5496
 CPU, COUNTER, HALTED, ENV = 440, 1368, 33176, 35408
 CONTEXT_SIZE, NO_EXIT_REQUEST = 2016, 2034
 DR0_RAW, DR6_RAW, DR7_RAW = 5400, 5448, 5456
+XSAVE_COMPONENTS = 5800
+"""Which parts of the state XSAVE knows, as CPUID leaf 0xd tells and XSETBV allows; 64 bits."""
 HOOK = struct.Struct("=5iB3x3Q")
 """A hook: kind, instruction, references, operation, its flags, whether it is about to be deleted,
 first and last address, callback. `uc_hook_add` returns its address."""
@@ -48,6 +50,7 @@ EFLAGS, CR8, DR0, MXCSR = (
     getattr(x86, f"UC_X86_REG_{n}") for n in ("EFLAGS", "CR8", "DR0", "MXCSR")
 )
 FPCW, FPSW, FPTAG = (getattr(x86, f"UC_X86_REG_{n}") for n in ("FPCW", "FPSW", "FPTAG"))
+FOP, FIP, FDP = (getattr(x86, f"UC_X86_REG_{n}") for n in ("FOP", "FIP", "FDP"))
 REG_CR3 = x86.UC_X86_REG_CR3
 REG_MSR, REG_CR2, REG_RIP = x86.UC_X86_REG_MSR, x86.UC_X86_REG_CR2, x86.UC_X86_REG_RIP
 ST0, XMM0 = x86.UC_X86_REG_ST0, x86.UC_X86_REG_XMM0

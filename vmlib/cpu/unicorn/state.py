@@ -32,6 +32,7 @@ _KEPT = 1 << 19 | 1 << 21 | 1 << 24 | 3 << 25  # SMM, SVM guest, I/O breakpoints
 _CPL, _SHADOW = 3, 1 << 3
 _DESC_L, _DESC_B, _DESC_DPL = 1 << 21, 1 << 22, 13
 
+_X87_HEAD = struct.Struct("<HHBxHQQ")  # FCW, FSW, tags, FOP, FIP, FDP
 _XSTATE_BV, _X87_SSE = 512, 3
 MSRS: tuple[int, ...] = (
     0x10,
@@ -190,8 +191,9 @@ def read_xsave(emu: Emulator) -> bytes:
     area = bytearray(XSAVE_SIZE)
     tags = emu.read(raw.FPTAG) & 0xFFFF
     valid = sum((tags >> 2 * i & 3 != 3) << i for i in range(8))
-    head = (emu.read(raw.FPCW) & 0xFFFF, emu.read(raw.FPSW) & 0xFFFF, valid)
-    struct.pack_into("<HHB", area, 0, *head)
+    control, status, opcode = (emu.read(r) & 0xFFFF for r in (raw.FPCW, raw.FPSW, raw.FOP))
+    where = emu.read(raw.FIP), emu.read(raw.FDP)
+    _X87_HEAD.pack_into(area, 0, control, status, valid, opcode, *where)
     struct.pack_into("<II", area, 24, emu.read(raw.MXCSR) & 0xFFFFFFFF, 0xFFFF)
     for i in range(8):
         area[32 + 16 * i : 42 + 16 * i] = emu.read_wide(raw.ST0 + i, 10)
@@ -210,14 +212,17 @@ def write_xsave(emu: Emulator, saved: bytes) -> None:
         )
     area = bytearray(saved)
     if not used & 1:
-        area[:24] = struct.pack("<HHB19x", 0x37F, 0, 0)
+        _X87_HEAD.pack_into(area, 0, 0x37F, 0, 0, 0, 0, 0)
         area[32:160] = bytes(128)
     if not used & 2:
         area[160:416] = bytes(256)
         struct.pack_into("<I", area, 24, 0x1F80)
-    control, status, valid = struct.unpack_from("<HHB", area)
+    control, status, valid, opcode, instruction, operand = _X87_HEAD.unpack_from(area)
     emu.write(raw.FPCW, control)
     emu.write(raw.FPSW, status)
+    emu.write(raw.FOP, opcode)
+    emu.write(raw.FIP, instruction)
+    emu.write(raw.FDP, operand)
     emu.write(raw.FPTAG, sum((0 if valid >> i & 1 else 3) << 2 * i for i in range(8)))
     emu.write(raw.MXCSR, struct.unpack_from("<I", area, 24)[0])
     for i in range(8):
