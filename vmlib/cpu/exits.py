@@ -127,7 +127,8 @@ class InterruptWindow(Exit):
 class Debug(Exit):
     """The guest reached a breakpoint of the debugger's. KVM_EXIT_DEBUG, 4.
 
-    `address` is linear, and its instruction has not been executed.
+    `address` is linear, and its instruction has not been executed. A repeated string instruction
+    may break more than once: the emulator begins it anew for each item, and so may KVM.
     """
 
     address: int
