@@ -44,6 +44,26 @@ def test_a_changed_vmlib_changes_the_page(tiny_book):
     assert not before & after
 
 
+def test_a_row_of_sentences_names_its_cells_for_a_phone():
+    from vmbook.tables import stacked
+
+    head = "<thead><tr><th><p>Says</p></th><th>Verdict</th><th>What <em>is</em></th></tr></thead>"
+    long = f"<tr><td>A &amp; B</td><td></td><td><p>{'word ' * 20}</p></td></tr>"
+    short = "<tr><td>A</td><td>B</td><td>C</td></tr>"
+    table = '<table class="table">{}<tbody>{}</tbody></table>'
+    done = stacked("before " + table.format(head, long + short) + table.format(head, short))
+    assert done.startswith('before <table class="table vm-stack" role="table">')
+    assert done.endswith(table.format(head, short)), "short rows stay side by side"
+    assert re.findall(r'data-head="([^"]*)"', done) == ["Says", "Verdict", "What is"] * 2
+    assert done.count('role="columnheader"') == 3
+    assert done.count('role="cell"') == 6
+    assert done.count('role="row"') == 3
+    assert done.count('role="rowgroup"') == 2
+    assert '<td role="cell" data-head="Says">A &amp; B</td>' in done
+    spanning = table.format(head, long.replace("<td>", '<td colspan="2">', 1))
+    assert stacked(spanning) == spanning
+
+
 def test_what_a_page_gets(tiny_book):
     from vmbook import verify
 

@@ -167,6 +167,9 @@ def test_a_page_loads_whole_and_alone(opened):
     for kind in ("vm-player", "vm-predict", "vm-plot"):
         assert tab.locator(f".{kind}").count() == len(figures(opened.page, kind))
     assert tab.evaluate("[...document.querySelectorAll('.vm-player')].every(p => p.vmPlayer)")
+    assert tab.locator(".vm-refused:visible").count() == 0
+    blocks = tab.locator("div.highlight pre").all_text_contents()
+    assert [block for block in blocks if block.endswith("\n\n")] == []
     tab.wait_for_function(DRAWN)
 
 
@@ -187,6 +190,48 @@ def test_a_page_keeps_its_weight(opened, served):
     scenes = {name for name in sizes if name.startswith("vm-scene_")}
     traces = [one["trace"] for data in players for one in (data, *data.get("choices", ()))]
     assert scenes == {f"vm-scene_{trace['kind']}.js" for trace in traces if trace}
+
+
+# What a reader on a phone can read of a table: no cell of prose is a narrow strip, and nothing that
+# is compared with a real system has to be scrolled to.
+STRIPS = """() => [...document.querySelectorAll('article td, article th')].filter(cell => {
+  const { width, height } = cell.getBoundingClientRect();
+  return cell.checkVisibility() && !cell.closest('.vm-rows') && cell.textContent.length > 60
+    && height > 1.5 * width; }).map(cell => cell.textContent)"""
+ASIDE = """() => [...document.querySelectorAll('.vm-check-table, .vm-stack')].filter(
+  table => table.scrollWidth > table.parentElement.clientWidth).length"""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("book/")])
+def test_tables_can_be_read_on_a_phone(browser, page):
+    with contextlib.closing(browser.new_page(viewport={"width": 390, "height": 900})) as tab:
+        tab.goto(f"{HTML.as_uri()}/{page}.html")
+        assert tab.evaluate(STRIPS) == []
+        assert tab.evaluate(ASIDE) == 0
+
+
+SMALL = """() => [...document.querySelectorAll(`button, select, summary, [role=slider],
+  article input:not([type=hidden])`)].filter(one => {
+  if (!one.checkVisibility() || one.closest('.copybtn, .bd-sidebar-primary')) return false;
+  const label = one.type === 'radio' || one.type === 'checkbox' ? one.labels[0] : null;
+  const { width, height } = (label || one).getBoundingClientRect();
+  return Math.min(height, Math.max(width, height)) < (one.matches('.vm-hand') ? 24 : 40)
+    || (one.matches('.vm-button, .btn') && width < 40);
+}).map(one => one.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_finger_finds_every_control(browser, page):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    with contextlib.closing(context):
+        tab = context.new_page()
+        tab.goto(f"{HTML.as_uri()}/{page}.html")
+        tab.wait_for_function(DRAWN)
+        assert tab.evaluate("matchMedia('(pointer: coarse)').matches")
+        assert tab.evaluate(SMALL) == []
+        assert tab.evaluate(WIDE) <= 390
 
 
 # Contrast is what takes axe longest. In another width it looks again at the words that were not

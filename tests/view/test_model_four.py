@@ -101,6 +101,29 @@ def test_a_click_on_the_first_ruler_chooses_an_address(open_page: Any) -> None:
     assert page.inner_text("#p [data-register=GVA]") == "0x400123"
 
 
+NAMES_OUTSIDE = """() => {
+  const boxes = [...document.querySelectorAll('#p .vm-segment')].map(
+    e => e.getBoundingClientRect());
+  return [...document.querySelectorAll('#p .vm-segment-name')].filter(e => {
+    const name = e.getBoundingClientRect();
+    return !boxes.some(box => box.top < name.bottom && box.bottom > name.top
+      && box.left + 2 <= name.left && name.right <= box.right - 2);
+  }).map(e => e.textContent);
+}"""
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_each_name_stands_inside_its_segment(open_page: Any, width: int) -> None:
+    page = open_page(figure(start=0), width=width)
+    names = page.locator("#p .vm-segment-name")
+    assert names.count() >= 10
+    for name in ("program", "device"):
+        assert names.get_by_text(name, exact=True).count() == 1
+    for step in range(page.evaluate("document.getElementById('p').vmPlayer.length")):
+        page.evaluate(f"document.getElementById('p').vmPlayer.go({step})")
+        assert page.evaluate(NAMES_OUTSIDE) == []
+
+
 def test_every_step_shows_its_addresses(open_page: Any) -> None:
     trace = record_four_example(HOST)
     page = open_page(figure(start=four_opening(trace)))

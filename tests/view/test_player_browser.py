@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 from view_helpers import make_trace
 
 from vmlib.view import assets, player_html, plot_html, predict_html
@@ -191,6 +192,74 @@ def test_unknown_kinds_are_refused_by_name_and_stay_readable(open_page: Any) -> 
     assert "This is what step 0 says." in page.inner_text("#p")
 
 
+def damaged(damage: str) -> str:
+    """Return the script that spoils the data of the figure `p` before the player reads them."""
+    return (
+        "const data = document.querySelector('#p .vm-data'), figure = JSON.parse(data.textContent);"
+        f"{damage}; data.textContent = text ?? JSON.stringify(figure);"
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("let text = '{\"type\": '", "data can't be read"),
+        ("let text; figure.trace = null", "holds no trace"),
+        ("let text; figure.trace.schema = 2", "schema 2"),
+        ("let text; figure.trace.steps = []", "without a single step"),
+        ("let text; delete figure.trace.steps", "without a single step"),
+        ("let text; delete figure.trace.counters", "can't be drawn"),
+        ("let text; delete figure.trace.steps[0].text; delete figure.trace.steps[0].changed",
+         "can't be drawn"),
+    ],
+)  # fmt: skip
+def test_a_broken_trace_says_so_and_stays_readable(open_page: Any, damage: str, said: str) -> None:
+    page = open_page(player_html(make_trace(), name="p"), before=damaged(damage))
+    expect(page.locator("#p .vm-refused")).to_contain_text(said)
+    expect(page.locator("#p")).to_contain_text("This is what step 0 says.")
+    page.set_viewport_size({"width": 390, "height": 900})  # and nothing tries to draw it again
+    page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def test_a_step_that_cannot_be_drawn_says_so_and_the_others_go_on(open_page: Any) -> None:
+    spoiled = damaged("let text; delete figure.trace.steps[5].changed")
+    page = open_page(player_html(make_trace(), name="p", start=4), before=spoiled)
+    wrong = page.locator("#p .vm-refused")
+    expect(wrong).to_be_hidden()
+    page.focus("#p")
+    page.keyboard.press("ArrowRight")
+    expect(wrong).to_contain_text("Step 5 can't be drawn")
+    page.keyboard.press("ArrowRight")
+    expect(wrong).to_be_hidden()
+    expect(page.locator("#p .vm-number")).to_have_text("step 6 of 41")
+
+
+def test_a_player_nobody_sees_does_not_play(open_page: Any) -> None:
+    page = open_page(player_html(make_trace(), name="p") + '<div style="height:4000px">far</div>')
+    page.click("#p .vm-play")
+    page.wait_for_function("document.getElementById('p').vmPlayer.index > 0")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_function(f"!({PLAYING})")
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.locator("#p .vm-play")).to_have_attribute("aria-label", "Play (Space)")
+
+
+def test_what_scrolls_is_scrolled_with_the_keys(open_page: Any) -> None:
+    page = open_page(player_html(make_trace(101), name="p", start=50), width=390)
+    page.click("#p summary")
+    rows = page.locator("#p .vm-rows")
+    expect(rows.locator("[data-row]")).to_have_count(101)
+    rows.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#p .vm-rows').scrollLeft > 0")
+    page.keyboard.press("End")
+    page.wait_for_function("document.querySelector('#p .vm-rows').scrollTop > 2000")
+    assert at(page) == 50
+    rows.locator("a").first.focus()  # on a link in it they step, for it scrolls nowhere
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.getElementById('p').vmPlayer.index === 51")
+
+
 def test_emulator_lane_says_what_it_is(open_page: Any) -> None:
     page = open_page(player_html(make_trace(engine="unicorn"), name="p", start=1))
     assert page.inner_text("#p .vm-where") == "emulator (in the kernel's place)"
@@ -311,13 +380,16 @@ def test_a_live_notebook_keeps_index_and_data_in_step(open_page: Any) -> None:
           const seen = [figure.vmPlayer.index];
           state.index = 7; on["change:index"](); seen.push(figure.vmPlayer.index);
           figure.vmPlayer.go(9); seen.push(state.index);
+          const { vmPlayer } = figure;
+          vmPlayer.play();
           state.data = { ...state.data, start: 0 }; on["change:data"]();
           seen.push(document.querySelector("#cell figure").vmPlayer.index);
           done();
-          return seen;
+          const left = [...globalThis.vmView.players].filter(player => player.name === "live");
+          return [...seen, vmPlayer.playing, left.length];
         }"""
     )
-    assert index == [2, 7, 9, 9]
+    assert index == [2, 7, 9, 9, False, 0]
 
 
 def test_page_and_player_name_the_same_source(open_page: Any) -> None:

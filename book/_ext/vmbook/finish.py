@@ -9,9 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vmbook import badges, figures, icons, predict
+from vmbook import badges, figures, icons, predict, tables
 
 PLAYER_CHECKS = re.compile(r'(<span class="vm-checks" data-checks="([^"]*)">)\s*(</span>)')
+BLANK_END = re.compile(r"\n\s*\n(?=</pre>)")  # a piece of a file ends where the next begins
 UNUSED = (
     "vendor",
     "locales",
@@ -46,6 +47,8 @@ def finish(app: Any, html: str, page: str) -> str:
     to_static = "../" * page.count("/") + "_static/"
     html = fill_checks(html, page)
     html = predict.add_verdicts(html)
+    html = tables.stacked(html)
+    html = BLANK_END.sub("\n", html)
     html = icons.replace(html)
     return figures.add_assets(app, html, to_static)
 

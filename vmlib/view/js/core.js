@@ -10,12 +10,13 @@
   const SPEEDS = [0.5, 1, 2, 4];
   const BASE_MS = 900;
 
+  const earlier = globalThis.vmView; // JupyterLab runs all of this once for each kind of widget
   const vmView = (globalThis.vmView = {
     scenes: {},
     models: {},
     frame: null,
     predict: null,
-    players: globalThis.vmView ? globalThis.vmView.players : new Set(),
+    players: earlier ? earlier.players : new Set(),
   });
 
   // ---- small helpers every file uses -------------------------------------------------------
@@ -69,9 +70,10 @@
   };
 
   vmView.refusal = (trace) => {
+    if (trace === null || typeof trace !== "object") return "no trace";
     if (trace.schema !== SCHEMA) return `a trace of schema ${trace.schema}; this player reads ${SCHEMA}`;
     if (!vmView.scenes[trace.kind]) return `a trace of kind “${trace.kind}”, and no scene here draws it`;
-    return trace.steps.length ? null : "a trace without a single step";
+    return Array.isArray(trace.steps) && trace.steps.length ? null : "a trace without a single step";
   };
 
   // ---- one player --------------------------------------------------------------------------
@@ -89,7 +91,14 @@
       this.listeners = new Set();
       this.trace = vmView.unpack(data.trace);
       this.frame = vmView.frame(this);
-      this.setTrace(this.trace, data.start || 0);
+      this.index = vmView.clamp(data.start || 0, 0, this.length - 1);
+      try {
+        this.frame.load(this.trace);
+        this.frame.show(this.index);
+      } catch (error) {
+        this.frame.close();
+        throw error;
+      }
       element.addEventListener("keydown", (event) => this.key(event));
       element.addEventListener("keyup", (event) => {
         if (event.key === " " && this.swallow) event.preventDefault();
@@ -120,7 +129,15 @@
     go(index, by = "code") {
       this.index = vmView.clamp(Math.round(index) || 0, 0, this.length - 1);
       if (by === "reader") this.pause();
-      this.frame.show(this.index);
+      this.frame.hush(by === "linked"); // of players that move together one speaks
+      try {
+        this.frame.show(this.index);
+        this.frame.trouble("");
+      } catch (error) {
+        this.pause();
+        this.frame.trouble(`Step ${this.index} can't be drawn: ${error.message}.`);
+        console.warn(`vmView: ${this.name}, step ${this.index}: ${error.message}`);
+      }
       if (by === "reader") this.remember();
       for (const listen of this.listeners) listen(this.index);
       if (by === "linked" || !this.data.link) return;
@@ -151,6 +168,13 @@
       this.playing = false;
       this.frame.setPlaying(false);
       this.remember();
+    }
+
+    // The figure is gone, or another one stands in its place.
+    close() {
+      this.pause();
+      this.frame.close();
+      vmView.players.delete(this);
     }
 
     toggle() {
@@ -185,6 +209,11 @@
       const target = event.target;
       const typing = target.closest("input:not(.vm-range), textarea, select, [contenteditable]");
       if (typing) return event.stopPropagation();
+      // What has more to show than fits is scrolled with these keys, as everywhere else.
+      const scrolls = target.closest("[role=region]");
+      const across = /^Arrow(Left|Right)$/.test(event.key) && scrolls && scrolls.scrollWidth > scrolls.clientWidth;
+      const along = /^(Home|End| )$/.test(event.key) && scrolls && scrolls.scrollHeight > scrolls.clientHeight;
+      if (target === scrolls && (across || along)) return event.stopPropagation();
       const last = this.length - 1;
       // Space on a button reached by keyboard presses that button, as everywhere else; one that
       // was only clicked with the mouse has no claim on the next key.
@@ -208,14 +237,25 @@
 
   // ---- mounting ----------------------------------------------------------------------------
 
+  // Say in the figure's place what is wrong with it, below what can be read without a script.
+  vmView.refuse = (element, why) => {
+    element.append(vmView.h("p", { class: "vm-refused", role: "alert" }, why));
+    return null;
+  };
+
   // Turn `element` (a figure.vm-player, empty or with its server-side fallback) into a player.
   vmView.mount = (element, data, { links = true } = {}) => {
     const why = vmView.refusal(data.trace);
-    if (why) {
-      element.append(vmView.h("p", { class: "vm-refused", role: "alert" }, `This figure holds ${why}.`));
-      return null;
+    if (why) return vmView.refuse(element, `This figure holds ${why}.`);
+    const fallback = [...element.childNodes];
+    let player;
+    try {
+      player = new Player(element, data, links);
+    } catch (error) {
+      element.replaceChildren(...fallback);
+      console.warn(`vmView: ${data.name}: ${error.message}`);
+      return vmView.refuse(element, `This figure can't be drawn: ${error.message}.`);
     }
-    const player = new Player(element, data, links);
     element.vmPlayer = {
       go: (i) => player.go(i),
       play: () => player.play(),
@@ -242,7 +282,8 @@
         if (data.type === "predict") vmView.predict(element, data);
         else vmView.mount(element, data);
       } catch (error) {
-        console.error(`vmView: ${element.id}: ${error.message}`);
+        console.warn(`vmView: ${element.id}: ${error.message}`);
+        vmView.refuse(element, `This figure's data can't be read: ${error.message}.`);
       }
     }
   };
@@ -271,7 +312,7 @@
     }
     let player = null;
     const build = () => {
-      if (player) vmView.players.delete(player);
+      if (player) player.close();
       const element = vmView.h("figure", { class: "vm-player" });
       el.replaceChildren(element);
       player = vmView.mount(element, model.get("data"), { links: false });
@@ -292,13 +333,11 @@
     return () => {
       model.off("change:data", build);
       model.off("change:index", move);
-      if (!player) return;
-      player.pause();
-      vmView.players.delete(player);
+      if (player) player.close();
     };
   };
 
-  if (typeof document === "undefined") return;
+  if (typeof document === "undefined" || earlier) return;
   const start = () => {
     vmView.hydrate(document);
     follow();

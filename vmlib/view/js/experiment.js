@@ -113,6 +113,7 @@
       const sliding = open && knobs.some(({ shown }) => shown) && (!event || event.target.type === "range");
       if (!sliding) close();
       compute(true);
+      verdict.setAttribute("aria-live", sliding ? "off" : "polite"); // the sentence of the step speaks
       if (sliding) verdict.replaceChildren(...told(false));
     }
 
@@ -131,7 +132,13 @@
       if (!model) return;
       const values = Object.fromEntries(knobs.map((knob) => [knob.input.key, valueOf(knob)]));
       const recorded = knobs.every((knob) => valueOf(knob) === (knob.input.kind ? knob.input.value : Number(knob.input.value)));
-      const result = model.run(template, values, data.given);
+      let result;
+      try {
+        result = model.run(template, values, data.given);
+      } catch (error) {
+        help.textContent = `The model can't compute this: ${error.message}. The figure still shows the last setting that it could.`;
+        return;
+      }
       answers = result.answers;
       for (const { input, label } of knobs) {
         const name = result.labels && result.labels[input.key];

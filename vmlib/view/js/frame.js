@@ -1,7 +1,7 @@
 // The frame around every scene: title, panel, controls, scrubber, counters, table, provenance.
 //
 // `vmView.frame(player)` builds it once in the player's element and returns
-// { load(trace), show(i), setPlaying(on), setSpeed(x), lift() }.
+// { load(trace), show(i), trouble(text), hush(on), setPlaying(on), setSpeed(x), close() }.
 (() => {
   "use strict";
   const vmView = globalThis.vmView;
@@ -62,6 +62,7 @@
     panel.append(aside);
     const strip = h("div", { class: "vm-strip" });
     const body = h("div", { class: "vm-body" });
+    const wrong = h("p", { class: "vm-refused", role: "alert", hidden: true });
 
     const buttons = {
       first: button("first", "First step (Home)", () => player.go(0, "reader")),
@@ -96,7 +97,7 @@
     const experiment = vmView.experiment ? vmView.experiment(player) : null;
     element.replaceChildren(...[script].filter(Boolean), h("div", { class: "vm-frame" },
       title, experiment && experiment.form,
-      h("div", { class: "vm-stage" }, strip, controls, panel, body), counters, foot, details,
+      wrong, h("div", { class: "vm-stage" }, strip, controls, panel, body), counters, foot, details,
       h("p", { id: hintId, class: "vm-hidden" },
         "Keys: Space plays, left and right arrows step, Home and End, digits jump to tenths.")));
 
@@ -244,7 +245,30 @@
       speed.title = label;
     }
     setSpeed(player.speed);
-    new ResizeObserver(fit).observe(element);
-    return { load, show, setPlaying, setSpeed, experiment };
+
+    function trouble(text) {
+      if (wrong.textContent !== text) wrong.textContent = text;
+      wrong.hidden = !text;
+    }
+
+    const hush = (on) => {
+      if (!player.playing) sentence.setAttribute("aria-live", on ? "off" : "polite");
+    };
+
+    // What nobody sees doesn't play: a figure that is scrolled away, or in a tab behind another.
+    const resized = new ResizeObserver(fit);
+    const seen = new IntersectionObserver((changes) => {
+      if (!changes.at(-1).isIntersecting) player.pause();
+    });
+    const away = () => document.hidden && player.pause();
+    resized.observe(element);
+    seen.observe(element);
+    document.addEventListener("visibilitychange", away);
+    function close() {
+      resized.disconnect();
+      seen.disconnect();
+      document.removeEventListener("visibilitychange", away);
+    }
+    return { load, show, trouble, hush, setPlaying, setSpeed, close };
   };
 })();

@@ -49,7 +49,7 @@
       : h("p", { class: "vm-field" }, boxes[0], data.unit ? h("span", { class: "vm-unit" }, data.unit) : null);
 
     const help = h("p", { class: "vm-help", role: "alert" });
-    const verdict = h("div", { class: "vm-verdict", "aria-live": "polite", tabindex: "-1" });
+    const verdict = h("div", { class: "vm-verdict", tabindex: "-1" }); // read when it gets the focus
     const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
     const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => settle(null, true) }, "show me");
     const forget = h("button", { type: "button", class: "vm-quiet", hidden: true, onclick: reset }, "forget my guess");

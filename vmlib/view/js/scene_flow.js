@@ -86,7 +86,7 @@
     function wire([from, to, label, mode]) {
       const { line, end: [x2, y2], u: [ux, uy], label: [x, y] } = way(from, to);
       const head = `M${x2} ${y2}L${x2 - ux * 9 - uy * 4.5} ${y2 - uy * 9 + ux * 4.5}L${x2 - ux * 9 + uy * 4.5} ${y2 - uy * 9 - ux * 4.5}Z`;
-      const wide = label.length * 6.1 + 10;
+      const wide = label.length * 6.4 + (mode === "lost" ? 30 : 14);
       const at = vmView.clamp(x, wide / 2 + 1, width - wide / 2 - 1);
       const kind = `vm-wire vm-wire-${mode.replace(" ", "-")}`;
       wires.append(s("g", { class: kind, "data-wire": [from, to, label, mode].join("|") },

@@ -78,7 +78,7 @@
     function resize(next) {
       width = next;
       const narrow = width < 520;
-      left = narrow ? 92 : 144;
+      left = narrow ? 104 : 144;
       const room = width - left - 42; // the last step leaves room for a short exit reason
       const all = steps.length <= WHOLE && room / steps.length >= 4;
       shown = all ? steps.length : vmView.clamp(Math.floor(room / 8), 24, 60);

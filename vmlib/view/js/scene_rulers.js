@@ -7,7 +7,7 @@
   "use strict";
   const vmView = globalThis.vmView;
   const { h, s } = vmView;
-  const ROW = 92, TOP = 34, BAR = 22, FOOT = 14, GAP = 8;
+  const ROW = 92, TOP = 34, BAR = 22, FOOT = 14, GAP = 8, LETTER = 7;
   const SPACES = { GVA: "gva", GPA: "gpa", HVA: "hva", HPA: "hpa" };
   const NAMES = { GVA: "guest-virtual", GPA: "guest-physical", HVA: "host-virtual", HPA: "host-physical" };
   const OWNERS = ["the guest's page tables", "memory slots", "the host's page tables"];
@@ -44,14 +44,21 @@
       return true;
     }
 
-    // Wide segments for much memory, but none too narrow for its name.
+    const short = (text) => text.split(",")[0];
+    const wide = (text) => text.length * LETTER + 12;
+    const sum = (numbers) => numbers.reduce((all, one) => all + one, 0);
+
+    // Room for each name first, where there is so much; then wide segments for much memory.
     function place(segments, room) {
       const parts = segments.map(([label, first, size]) => ({ label, first: BigInt(first), size: BigInt(size) }));
       const weight = parts.map((one) => Math.sqrt(Number(one.size >> 12n)) + 8);
-      const all = weight.reduce((sum, one) => sum + one, 0), space = room - GAP * (parts.length - 1);
+      const space = room - GAP * (parts.length - 1);
+      let least = parts.map((one) => wide(short(one.label)));
+      if (sum(least) > space) least = parts.map(() => 0);
+      const rest = space - sum(least), all = sum(weight);
       let x = left;
       return parts.map((one, i) => {
-        const found = { ...one, x, width: (space * weight[i]) / all };
+        const found = { ...one, x, width: least[i] + (rest * weight[i]) / all };
         x += found.width + GAP;
         return found;
       });
@@ -84,8 +91,8 @@
 
     // The name of a segment, beside the mark where they would meet; the shorter one where it is narrow.
     function label(one, row, mark) {
-      const fits = (text, room) => text.length * 6.5 + 6 < room;
-      const names = [one.label, one.label.split(",")[0]];
+      const fits = (text, room) => wide(text) - 2 <= room;
+      const names = [one.label, short(one.label)];
       const inside = mark !== null && mark >= one.x && mark < one.x + one.width;
       const after = inside ? mark - one.x + 6 : 0;
       let shown = names.find((text) => fits(text, inside ? mark - one.x - 4 : one.width));
