@@ -88,8 +88,8 @@ def test_the_lab_runs_with_the_same_player(browser, jupyterlab):
         tab.keyboard.press(key)
     expect(figure.locator(".vm-number")).to_have_text("step 22 of 45", timeout=10_000)
     expect(figure.locator(".vm-sentence")).to_contain_text("exit_reason = IO")
-    assert tab.locator(".jp-Cell").count() == cells
-    assert tab.locator(".jp-OutputArea .vm-predict").first.is_visible()
+    expect(tab.locator(".jp-Cell")).to_have_count(cells)
+    expect(tab.locator(".jp-OutputArea .vm-predict").first).to_be_visible()
     assert not tab.get_by_text("Would you like to get notified about official Jupyter news").count()
     assert outside == []
     context.close()

@@ -88,7 +88,14 @@ def open_page(context, base, page, faults):
             faults.append(f"{page} asks for {asked.url}")
 
     tab.on("request", request)
-    tab.on("requestfailed", lambda asked: faults.append(f"{page}: {asked.url} failed"))
+    # Whoever goes on to another page cuts off what is still under way, the icon for one.
+    tab.on(
+        "requestfailed",
+        lambda asked: (
+            asked.failure == "net::ERR_ABORTED"
+            or faults.append(f"{page}: {asked.url} failed, {asked.failure}")
+        ),
+    )
     tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
     tab.on(
         "console",
