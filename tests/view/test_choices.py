@@ -39,7 +39,10 @@ def test_the_reader_picks_a_recording_and_guesses(open_page: Any) -> None:
     assert (page.evaluate(NOW), page.evaluate(LENGTH)) == (1, 12)
     assert page.locator("#p.vm-veiled").count() == 1
     page.click("#p .vm-commit")
-    assert "your guess first" in page.inner_text("#p .vm-help")
+    assert "as your guess" in page.inner_text("#p .vm-help")
+    page.fill("#p-ask-exits", "many")
+    page.keyboard.press("Enter")
+    assert "Write a number" in page.inner_text("#p .vm-help")
     page.fill("#p-ask-exits", "3")
     page.keyboard.press("Enter")
     assert "You said 3 · it is 0." in verdict.inner_text()

@@ -59,7 +59,9 @@
       const missing = committed && guesses.find(({ question, box }) => box.value.trim() === "" ||
         (question.kind === "number" && Number.isNaN(vmView.number(box.value))));
       if (missing) {
-        help.textContent = "Write down your guess first; it only has to be yours.";
+        help.textContent = missing.question.kind === "number"
+          ? "Write a number as your guess; any number will do, it only has to be yours."
+          : "Write down your guess first; it only has to be yours.";
         return missing.box.focus();
       }
       help.replaceChildren();
