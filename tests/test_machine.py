@@ -294,3 +294,11 @@ def test_doctor(capsys):
     said = capsys.readouterr().out
     assert "unicorn  yes  Unicorn 2.1" in said
     assert "Tools for outside checks" in said
+
+
+def test_a_recording_needs_room_for_a_step():
+    with Machine() as machine:
+        machine.load(add_guest(1, 2))
+        with pytest.raises(BadInput, match="limit: is 2; it must be from 3"):
+            machine.record("Title.", limit=2)
+        machine.record("Title.", limit=3)

@@ -51,6 +51,7 @@ from vmlib.loop_problems import LoopProblem, loop_problem
 from vmlib.loop_trace import TRIES as LOOP_TRIES
 from vmlib.loop_trace import opening as loop_opening
 from vmlib.loop_trace import record_loop
+from vmlib.numbers import whole
 from vmlib.trace import Provenance, Trace
 
 LOAD_ADDRESS = 0x1000
@@ -204,6 +205,7 @@ class Machine:
         A guest that is not over after `limit` steps is left there, and the last step says so.
         """
         guest = self._loaded()
+        whole(limit, "limit", 3)  # the call, the entry, and a step
         scribe = Scribe(guest, self._at, title, registers)
         scribe.note(VMM, "run", "The VMM calls KVM_RUN.", self.vcpu.registers())
         scribe.enter(self.vcpu.registers(), self._ring())

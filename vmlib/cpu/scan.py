@@ -236,13 +236,14 @@ def instruction_length(code: bytes, offset: int, bits: int) -> int:
     return end - offset if end else 0
 
 
-# The opcodes of interest; the group that matches names the kind. No match hides another.
+# The opcodes of interest; the group that matches names the kind. A match is one byte and looks
+# ahead, so that none hides another: the E4 of 0F 22 E4 may be an IN, if the rest is data.
 _OPCODES: Final = re.compile(
     rb"(?P<io>[\xe4-\xe7\xec-\xef\x6c-\x6f])"
-    rb"|\x0f(?:(?P<wrmsr>\x30)|(?P<rdmsr>\x32)|(?P<cpuid>\xa2)"
-    rb"|\x22(?:(?P<mov_cr0>[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7])"
-    rb"|(?P<mov_cr3>[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf])"
-    rb"|(?P<mov_cr4>[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7])))"
+    rb"|(?P<wrmsr>\x0f(?=\x30))|(?P<rdmsr>\x0f(?=\x32))|(?P<cpuid>\x0f(?=\xa2))"
+    rb"|(?P<mov_cr0>\x0f(?=\x22[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7]))"
+    rb"|(?P<mov_cr3>\x0f(?=\x22[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf]))"
+    rb"|(?P<mov_cr4>\x0f(?=\x22[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]))"
 )
 _REX_R: Final = bytes(byte for byte in _REX if byte & 4)
 

@@ -183,7 +183,7 @@ def shadow(emu: Emulator) -> bool:
 
 def set_shadow(emu: Emulator, on: bool) -> None:
     """Set that."""
-    emu.hflags.value = emu.hflags.value & ~_SHADOW | on << 3
+    emu.hflags.value = emu.hflags.value & ~_SHADOW | bool(on) << 3
 
 
 def read_xsave(emu: Emulator) -> bytes:
