@@ -64,7 +64,7 @@ def same(one, other, pointers=True):
 @engines
 @pytest.mark.parametrize("seed", range(8))
 def test_what_the_guest_has_loaded_is_saved(engine, seed):
-    """On the emulator FXRSTOR leaves the pointers as they are: see the fuzz's tolerances."""
+    """On the emulator FXRSTOR leaves the pointers as they are."""
     with open_vm(engine, "1M") as vm:
         vcpu = stands_at(vm, LOAD)
         vm.ram.write(FROM, area(seed))
