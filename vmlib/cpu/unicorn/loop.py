@@ -37,7 +37,7 @@ class EmulatorLoop(Unfinished):
     def handled(self) -> Counter[str]:
         """Events that a handler inside finished, by kind; the guest never left for them."""
         traps = self._traps
-        counts = {"IO": traps.handled_io, "MMIO": traps.handled_mmio}
+        counts = {"IO": traps.handled_io, "MMIO": traps.device.handled}
         return +Counter(counts | {"HYPERCALL": self._hypercalls, "IRQ": self._acknowledged})
 
     def look_up(self) -> None:

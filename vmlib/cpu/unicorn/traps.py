@@ -18,22 +18,17 @@ the answer waiting. That is KVM's rule too: an IN is finished on re-entry.
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from vmlib.cpu.engine import ReadHandler, WriteHandler
 from vmlib.cpu.events import GP, UD
 from vmlib.cpu.exits import EngineFailure, Exit, Mmio, io_in, io_out
 from vmlib.cpu.unicorn import raw
+from vmlib.cpu.unicorn.device_memory import DeviceMemory
 from vmlib.cpu.unicorn.emulator import Emulator
-
-HOLE_END = 1 << 40
-"""The emulated CPU has 40 physical address bits; all of them that are not RAM may be devices."""
+from vmlib.cpu.unicorn.home import REFUSED, Inside
 
 SYSCALL, SYSENTER, STEPPED = -1, -2, -3
 """What `vector` says besides exceptions: things that the emulator leaves to us."""
-
-REFUSED = object()
-"""What a port's write handler returns to let the guest leave after all."""
 
 _MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
@@ -46,15 +41,6 @@ _BREAK_ON_IO = 0x00020402  # DR7: breakpoint 0, global, one byte, I/O read or wr
 _RAX, _RIP, _CS = raw.GPRS // 8, raw.RIP // 8, (raw.SEGMENTS + raw.SEGMENT.size) // 8 + 1
 _EFLAGS = raw.EFLAGS_RAW // 8
 _DR0, _DR6, _DR7 = raw.DR0_RAW // 8, raw.DR6_RAW // 8, raw.DR7_RAW // 8
-
-
-class Inside(Protocol):
-    """What the VM has registered to be handled inside."""
-
-    reads: dict[int, ReadHandler]
-    writes: dict[int, Callable[[int, int, int], object]]
-    bells: dict[int, Callable[[int, int, int], object]]
-    regions: list[tuple[int, int, ReadHandler, WriteHandler]]
 
 
 class Traps:
@@ -76,24 +62,20 @@ class Traps:
         """What the IN or CPUID that is executed again shall find."""
         self.passed = False
         """The OUT that is executed again has been reported: let it pass."""
-        self.known: dict[int, int] = {}
-        """Bytes that device memory holds for the load that is executed again."""
-        self.written: set[int] = set()
-        """Addresses whose store has been reported."""
         self.stepping = False
-        self.handled_io = self.handled_mmio = 0
+        self.handled_io = 0
         self.cpuid_exits: Callable[[], Exit | None] | None = None
         self.may_use_ports: Callable[[int, int], bool] = lambda port, size: True
         self.strings: dict[int, bool] = {}
         """By linear address of an I/O instruction that has run: whether it is a string one."""
         self._ram_size = ram_size
         self._inside = inside
+        self.device = DeviceMemory(emu, ram_size, inside)
         self._snapshot = ctypes.create_string_buffer(raw.ENV_SIZE)
         self._words = emu.view.cast("Q")
         self._flags = emu.view[raw.HFLAGS : raw.HFLAGS + 4].cast("I")
         self._debug: tuple[int, int, int] | None = None
         self._suppressed = False
-        self._once = False
         for kind, call, insn in (
             (raw.HOOK_INSN, raw.OUT_HOOK(self._on_out), raw.INSN_OUT),
             (raw.HOOK_INSN, raw.IN_HOOK(self._on_in), raw.INSN_IN),
@@ -106,16 +88,10 @@ class Traps:
             emu.hook(kind, call, insn)
         exceptions = emu.hook(raw.HOOK_INTERRUPT, raw.INTERRUPT_HOOK(self._on_interrupt))
         self._deaf = ctypes.c_uint8.from_address(exceptions + raw.HOOK_DELETED)
-        self.map_hole()
 
     def linear_rip(self) -> int:
         """Linear address of the instruction at which the guest stands."""
         return (self._words[_RIP] + self._words[_CS]) & (1 << 64) - 1
-
-    def map_hole(self) -> None:
-        """Make everything that is not RAM device memory, whose every access is looked at first."""
-        base = self._ram_size
-        self.emu.map_device(base, HOLE_END - base, self._load, self._store)
 
     def close(self) -> None:
         """Let go of the CPU's memory."""
@@ -125,9 +101,8 @@ class Traps:
     def forget(self) -> None:
         """Drop all that is pending."""
         self.exit = self.vector = self.raised = self.redo = self.answer = None
-        self.must_undo = self.passed = self.stepping = self._once = False
-        self.known.clear()
-        self.written.clear()
+        self.must_undo = self.passed = self.stepping = False
+        self.device.forget()
 
     def fault(self) -> None:
         """Have the instruction that is about to run raise #GP(0) instead."""
@@ -252,17 +227,14 @@ class Traps:
             return False  # suppressed; it will be undone
         if gpa < self._ram_size:
             return False  # a store while `protect` is on: suppressed
-        if access in raw.READS:
-            if gpa in self.known or gpa + size - 1 in self.known:
-                return True
-        elif access not in raw.WRITES:
+        if access not in raw.READS and access not in raw.WRITES:
             self.exit = EngineFailure(f"the guest jumped to GPA {gpa:#x}, where there is no RAM")
             self.emu.stop()
             return False
-        elif gpa in self.written:
-            return True
         try:
-            if self._handled(access, gpa, size, value):
+            if self.device.settled(access, gpa, size):
+                return True
+            if self.device.handle(access, gpa, size, value):
                 return True
         except BaseException as error:
             self._fail(error)
@@ -311,54 +283,4 @@ class Traps:
         if self.may_use_ports(port, size):
             return False
         self.fault()
-        return True
-
-    def _rang(self, gpa: int, size: int, value: int) -> bool:
-        bell = self._inside.bells.get(gpa)
-        if bell is None or bell(gpa, size, value & (1 << 8 * size) - 1) is REFUSED:
-            return False
-        self.handled_mmio += 1
-        self.written.update(range(gpa, gpa + size))
-        self._once = True
-        return True
-
-    def _load(self, offset: int, size: int) -> int:
-        """Give a load the bytes that are known by now."""
-        gpa, known = self._ram_size + offset, self.known
-        value = sum(known.get(gpa + i, 0) << 8 * i for i in range(size))
-        if self._once:
-            self._used(range(gpa, gpa + size), known)
-        return value
-
-    def _store(self, offset: int, size: int, value: int) -> None:
-        """The store has been taken care of; here it only has to end."""
-        if self._once:
-            gpa = self._ram_size + offset
-            self._used(range(gpa, gpa + size), self.written)
-
-    def _used(self, addresses: range, left: dict[int, int] | set[int]) -> None:
-        """What a handler inside gave or took is good for one access, which may come in pieces."""
-        for gpa in addresses:
-            if isinstance(left, dict):
-                left.pop(gpa, None)
-            else:
-                left.discard(gpa)
-        self._once = bool(self.known or self.written)
-
-    def _handled(self, access: int, gpa: int, size: int, value: int) -> bool:
-        """Let a device inside handle an access to its memory, if there is one."""
-        region = next(
-            (one for one in self._inside.regions if one[0] <= gpa < one[0] + one[1]), None
-        )
-        if region is None:
-            return access in raw.WRITES and self._rang(gpa, size, value)
-        _, _, read, write = region
-        self.handled_mmio += 1
-        if access in raw.READS:
-            got = read(gpa, size) & (1 << 8 * size) - 1
-            self.known.update(enumerate(got.to_bytes(size, "little"), gpa))
-        else:
-            write(gpa, size, value & (1 << 8 * size) - 1)
-            self.written.update(range(gpa, gpa + size))
-        self._once = True
         return True

@@ -85,9 +85,9 @@ class Unfinished(Delivery):
         elif isinstance(pending, Mmio):
             if pending.data is None:
                 bytes_read = data or b"\xff" * pending.size
-                traps.known.update(enumerate(bytes_read, pending.gpa))
+                traps.device.known.update(enumerate(bytes_read, pending.gpa))
             else:
-                traps.written.update(range(pending.gpa, pending.gpa + pending.size))
+                traps.device.written.update(range(pending.gpa, pending.gpa + pending.size))
             stepping = True
         self._again = False
         if stepping or self._vector is not None or self._controller is not None:
@@ -131,8 +131,7 @@ class Unfinished(Delivery):
         emu.write(raw.EFLAGS, emu.read(raw.EFLAGS) & ~_TF | rflags & _TF)
         if traps.exit is not None:
             return self._leave()
-        traps.known.clear()
-        traps.written.clear()
+        traps.device.forget()
         if traps.vector == STEPPED:
             traps.vector = None
             emu.old_exception.value = -1

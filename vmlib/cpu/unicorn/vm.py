@@ -28,7 +28,7 @@ from vmlib.cpu.engine import (
 )
 from vmlib.cpu.limits import check_doorbell, check_ports
 from vmlib.cpu.unicorn import raw
-from vmlib.cpu.unicorn.traps import REFUSED
+from vmlib.cpu.unicorn.home import REFUSED
 from vmlib.cpu.unicorn.turns import Turns
 from vmlib.cpu.unicorn.vcpu import UnicornVcpu
 from vmlib.errors import BadInput
