@@ -51,11 +51,16 @@ def finish(tmp_path, process):
 
 
 def check_sum(ends, count):
-    """Every program has run and ended in an exit; and the programs are not all of one kind."""
+    """Every program has run and ended in an exit."""
     programs, left = ends.pop("programs"), ends.pop("exits")
     assert programs == count == ends.total()
     assert left > count
     assert set(ends) <= REASONS
+
+
+def check_kinds(ends):
+    """The programs are not all of one kind. That can be said of a seed that stays or of many
+    programs; of 150 new ones on KVM, where two or three end in HLT, none does now and then."""
     assert {"IO", "SHUTDOWN", "BUDGET", "HLT"} <= set(ends)
 
 
@@ -65,8 +70,10 @@ def test_random_bytes(tmp_path, engine, count):
     seeds = [FIXED, secrets.randbits(32)]
     processes = [start(tmp_path, engine, seed, 0, count) for seed in seeds]
     try:
-        for process in processes:
-            check_sum(finish(tmp_path, process), count)
+        fixed, new = [finish(tmp_path, process) for process in processes]
+        check_sum(fixed, count)
+        check_sum(new, count)
+        check_kinds(fixed)
     finally:
         for process in processes:
             process.kill()
@@ -81,6 +88,7 @@ def test_random_bytes_for_long(tmp_path, engine, log_soak):
         count = min(PER_PROCESS, SOAK - first)
         ends += finish(tmp_path, start(tmp_path, engine, seed, first, count))
     check_sum(ends, SOAK)
+    check_kinds(ends)
     log_soak(f"Random bytes as guest code on {engine}, each in its own VM", seed, SOAK)
 
 
