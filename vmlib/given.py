@@ -85,6 +85,8 @@ def blamed(error: Exception, act: Callable[..., Any], given: Mapping[str, Any]) 
 
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value is what an annotation says, as far as can be told."""
+    if type(value) is hint:  # most are, and tables of them are long
+        return True
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (int, float):
         return _is_whole(value) or (hint is float and isinstance(value, float))
@@ -112,10 +114,13 @@ def fits(value: Any, hint: Any) -> bool:
     return not inspect.isclass(hint) or isinstance(value, hint)
 
 
-def check_fields(fact: Any) -> None:
-    """Raise `BadInput` for the first field of a dataclass that its annotation does not allow."""
+def check_fields(fact: Any, at: str = "") -> None:
+    """Raise `BadInput` for the first field of a dataclass that its annotation does not allow.
+
+    `at` is the path of the fact itself, for those that stand in a table: ``devices[3]``.
+    """
     for name, hint in _fields(fact.__class__):
-        check_one(getattr(fact, name), hint, name)
+        check_one(getattr(fact, name), hint, f"{at}.{name}" if at else name)
 
 
 def check_one(value: Any, hint: Any, field: str) -> None:

@@ -11,6 +11,7 @@ from vmlib.ceph.crush.facts import NONE
 from vmlib.ceph.osdmap import OSDMap
 from vmlib.ceph.placement import PgId
 from vmlib.errors import Unsupported
+from vmlib.given import names_bad_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Move:
     to: int
 
 
+@names_bad_input
 def moves(before: OSDMap, after: OSDMap, pool: int | str) -> list[Move]:
     """Return what OSDs must get so that every group is where the later map wants it."""
     groups = {osdmap.pool(pool).pg_num for osdmap in (before, after)}

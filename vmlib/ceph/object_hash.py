@@ -14,6 +14,7 @@ in the name's stead.
 
 from vmlib.ceph.crush.hashing import MASK, mix
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 
 GOLDEN = 0x9E3779B9
 SEPARATOR = b"\x1f"
@@ -49,6 +50,7 @@ def _bytes(text: str, field: str) -> bytes:
         raise BadInput(field, f"is {text!r}; it must be a string of characters") from None
 
 
+@names_bad_input
 def stable_mod(value: int, count: int) -> int:
     """Return `value` reduced to 0 … count - 1.
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from vmlib.ceph.crush.facts import ONE
+from vmlib.given import check_fields
+from vmlib.numbers import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +15,9 @@ class Osd:
     up: bool = True
     weight: int = ONE
     primary_affinity: int = ONE
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        whole(self.osd, "osd", 0)
+        whole(self.weight, "weight", 0, ONE)
+        whole(self.primary_affinity, "primary_affinity", 0, ONE)

@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import NONE, ONE, RULE_TYPES, Rule
-from vmlib.ceph.crush.read_json import parse, unique
+from vmlib.ceph.crush.read_json import parse, read_file, unique
+from vmlib.ceph.crush.validate import check_table
 from vmlib.ceph.object_hash import object_hash
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId, Placement, first_of, keep, prefer
@@ -26,10 +27,19 @@ from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
 from vmlib.ceph.read_osdmap import read_osdmap, read_pgid
 from vmlib.ceph.upmap import Exchange, apply_upmap
 from vmlib.errors import BadInput
+from vmlib.given import check_fields, check_one, names_bad_input
 from vmlib.numbers import decimal, whole
 
 RULE_FOR = {RULE_TYPES["msr_firstn"]: REPLICATED, RULE_TYPES["msr_indep"]: ERASURE}
 """Which type of pool a multi-step-retry rule is for."""
+
+EXCEPTIONS = {
+    "pg_upmap": tuple[int, ...],
+    "pg_upmap_items": tuple[Exchange, ...],
+    "pg_temp": tuple[int, ...],
+    "primary_temp": int,
+}
+"""The tables by group, and what stands in them."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,20 @@ class OSDMap:
     rule_masks: bool = False
     """Whether rules hold for pools of `min_size` to `max_size` only (until Ceph 16)."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        whole(self.epoch, "epoch", 0, (1 << 32) - 1)
+        check_table(self.osds, "osds", Osd, "osd")
+        check_table(self.pools, "pools", Pool, "pool")
+        for name, kind in EXCEPTIONS.items():
+            for pg, value in getattr(self, name).items():
+                check_one(pg, PgId, name)
+                check_one(value, kind, f"{name}[{pg}]")
+
     @classmethod
     def load(cls, path: str | Path, *, crush: CrushMap) -> Self:
         """Read what `ceph osd dump -f json` (or `osdmaptool --dump json`) wrote to a file."""
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            rule = "is a binary map; `osdmaptool FILE --dump json` makes JSON of it"
-            raise BadInput(path.name, rule) from error
+        text = read_file(path, "osdmaptool FILE --dump json")
         return cls.from_json(parse(text), crush=crush)
 
     @classmethod
@@ -65,6 +80,7 @@ class OSDMap:
         return cls(crush=crush, **read_osdmap(data))
 
     @classmethod
+    @names_bad_input
     def build(cls, crush: CrushMap, pools: Iterable[Pool], *, epoch: int = 1) -> Self:
         """Return a map in which every device of a CRUSH map is up and in."""
         table: dict[int, Pool] = {}
@@ -83,14 +99,17 @@ class OSDMap:
         names = ", ".join(known.pool_name for known in self.pools.values())
         raise BadInput("pool", f"{pool!r} is not in this map; there are {names or 'none'}")
 
+    @names_bad_input
     def exists(self, osd: int) -> bool:
         """Whether an OSD of this number exists."""
         return osd in self.osds
 
+    @names_bad_input
     def is_up(self, osd: int) -> bool:
         """Whether an OSD exists and is up."""
         return osd in self.osds and self.osds[osd].up
 
+    @names_bad_input
     def is_out(self, osd: int) -> bool:
         """Whether an OSD exists and gets no data."""
         return osd in self.osds and self.osds[osd].weight == 0
@@ -133,11 +152,13 @@ class OSDMap:
         self, osd: int | Iterable[int], *, up: bool | None = None, in_: bool | None = None
     ) -> Self:
         """Return the next epoch with OSDs marked; `in_` sets the weight to 1.0 or 0."""
+        check_one(up, bool | None, "up")
+        check_one(in_, bool | None, "in_")
         osds = dict(self.osds)
         for one in osd if isinstance(osd, Iterable) else [osd]:
             was = self._osd(one)
             weight = was.weight if in_ is None else ONE * in_
-            osds[one] = replace(was, up=was.up if up is None else up, weight=weight)
+            osds[one] = replace(was, up=was.up if up is None else bool(up), weight=weight)
         return self._next(osds=osds)
 
     def reweight(self, osd: int, weight: float) -> Self:
@@ -155,6 +176,7 @@ class OSDMap:
         changed = _changed(self.pg_upmap, self._pg(pgid), self._osds(osds))
         return self._next(pg_upmap=changed)
 
+    @names_bad_input
     def upmap_items(self, pgid: str | PgId, exchanges: Sequence[Exchange]) -> Self:
         """Return the next epoch with a group's (from, to) exchanges; none takes them back."""
         pairs = []

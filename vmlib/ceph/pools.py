@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vmlib.ceph.crush.hashing import MASK, crush_hash
 from vmlib.ceph.object_hash import stable_mod
 from vmlib.errors import BadInput
+from vmlib.given import check_one, names_bad_input
 from vmlib.numbers import whole
 
 REPLICATED, ERASURE = 1, 3
@@ -20,6 +21,18 @@ REPLICATED, ERASURE = 1, 3
 
 HASHPSPOOL = 1
 """The flag of every pool since 2013: mix the pool's id in by a hash, not by a sum."""
+
+MOST_PGS = 1 << 20
+BOUNDS = {
+    "pool": (0, (1 << 63) - 1),
+    "size": (1, 255),
+    "min_size": (0, 255),
+    "pg_num": (1, MOST_PGS),
+    "pg_placement_num": (0, MOST_PGS),
+    "crush_rule": (0, 255),
+    "flags": (0, (1 << 64) - 1),
+}
+"""The least and the most of each field, as wide as a dump has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +51,10 @@ class Pool:
     flags: int = HASHPSPOOL
 
     def __post_init__(self) -> None:
+        check_one(self.pool_name, str, "pool_name")
         at = f"pool {self.pool_name!r}: "
-        for field, least in (("pool", 0), ("size", 1), ("pg_num", 1), ("pg_placement_num", 0)):
-            whole(getattr(self, field), at + field, least)
+        for field, (least, most) in BOUNDS.items():
+            whole(getattr(self, field), at + field, least, most)
         if self.type not in (REPLICATED, ERASURE):
             rule = f"is {self.type!r}; pools are replicated (1) or erasure-coded (3)"
             raise BadInput(at + "type", rule)
@@ -58,10 +72,12 @@ class Pool:
         """
         return self.type == REPLICATED
 
+    @names_bad_input
     def seed_of(self, hash: int) -> int:
         """Return the number of the placement group that a hash falls in."""
         return stable_mod(hash, self.pg_num)
 
+    @names_bad_input
     def pps(self, seed: int) -> int:
         """Return the input that CRUSH gets for a placement group."""
         reduced = stable_mod(seed, self.pgp_num)

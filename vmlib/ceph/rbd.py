@@ -17,10 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 from vmlib.numbers import whole
 from vmlib.units import parse_size
 
 LEAST_ORDER, MOST_ORDER = 12, 25
+MOST_BYTES = (1 << 64) - 1
+MOST_UNITS = 1 << 22
+"""Stripe units looked up at once: 16 TiB at the default size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,16 @@ class RbdObjects:
     order: int
     stripe_unit: int
     stripe_count: int
+
+    def __post_init__(self) -> None:
+        check_one(self.prefix, str, "prefix")
+        whole(self.size, "size", 1, MOST_BYTES)
+        whole(self.order, "order", LEAST_ORDER, MOST_ORDER)
+        whole(self.stripe_unit, "stripe_unit", 1)
+        whole(self.stripe_count, "stripe_count", 1)
+        if self.object_size % self.stripe_unit:
+            rule = f"{self.stripe_unit} must divide the object size, {self.object_size}"
+            raise BadInput("stripe_unit", rule)
 
     @property
     def object_size(self) -> int:
@@ -73,7 +87,7 @@ class RbdObjects:
 
     def name(self, number: int) -> str:
         """Return the name of a data object."""
-        return f"{self.prefix}.{number:016x}"
+        return f"{self.prefix}.{whole(number, 'number', 0, MOST_BYTES):016x}"
 
     def names(self) -> Iterator[str]:
         """Yield the names of all data objects."""
@@ -86,6 +100,11 @@ class RbdObjects:
         """
         if not 0 <= whole(offset, "offset") <= offset + whole(length, "length") <= self.size:
             raise BadInput("offset", f"{offset} + {length} is not within the {self.size} bytes")
+        if length > MOST_UNITS * self.stripe_unit:
+            rule = (
+                f"{length} bytes are more than {MOST_UNITS:,} stripe units; ask for fewer at once"
+            )
+            raise BadInput("length", rule)
         found: list[Extent] = []
         units = self.object_size // self.stripe_unit
         place, end = offset, offset + length
@@ -126,9 +145,6 @@ def rbd_objects(
         prefix = f"rbd_data.{prefix}" if pool is None else f"rbd_data.{pool}.{prefix}"
     whole(order, "order", LEAST_ORDER, MOST_ORDER)
     unit = 1 << order if stripe_unit is None else parse_size(stripe_unit, "stripe_unit")
-    if (1 << order) % unit:
-        raise BadInput("stripe_unit", f"{unit} must divide the object size, {1 << order}")
-    whole(stripe_count, "stripe_count", 1)
     if pool is not None:
         whole(pool, "pool", 1)
     return RbdObjects(prefix, parse_size(size), order, unit, stripe_count)

@@ -14,7 +14,7 @@ from vmlib.ceph.crush.facts import NONE, ONE
 from vmlib.ceph.crush.read_json import get, unique
 from vmlib.ceph.osd import Osd
 from vmlib.ceph.placement import PgId
-from vmlib.ceph.pools import ERASURE, REPLICATED, Pool
+from vmlib.ceph.pools import ERASURE, MOST_PGS, REPLICATED, Pool
 from vmlib.ceph.upmap import Exchange
 from vmlib.errors import BadInput, Unsupported
 from vmlib.numbers import decimal, whole
@@ -23,7 +23,6 @@ MASKED = ("unknown", "luminous", "mimic", "nautilus", "octopus", "pacific")
 """Releases in which a rule's `min_size` and `max_size` count; Quincy took them away."""
 
 RJENKINS = 2
-MOST_PGS = 1 << 20
 MOST_OSDS = 1 << 20
 
 

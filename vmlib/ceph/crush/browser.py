@@ -14,11 +14,13 @@ from vmlib.ceph.crush.facts import PROFILES
 from vmlib.ceph.crush.ln import COARSE, COARSE_INVERSE, FINE
 from vmlib.ceph.crush.mapper import check_count
 from vmlib.errors import Unsupported
+from vmlib.given import names_bad_input
 
 STEPS = ("take", "emit", "set_choose_tries", "set_chooseleaf_tries", "choose_firstn",
          "choose_indep", "chooseleaf_firstn", "chooseleaf_indep")  # fmt: skip
 
 
+@names_bad_input
 def for_browser(crush: CrushMap, rule: int | str, n: int, inputs: int = 1024) -> dict[str, Any]:
     """Return the map and a rule as JSON-ready data; `inputs` are mapped to see what moves.
 

@@ -12,9 +12,11 @@ from dataclasses import replace
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ONE, Bucket, Device
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.numbers import decimal
 
 
+@names_bad_input
 def reweighted(crush: CrushMap, item: int | str, weight: float) -> CrushMap:
     """Return the map with another weight of one device, as a decimal: 1.0 is by custom one TiB."""
     number = find(crush, item)
@@ -27,6 +29,7 @@ def reweighted(crush: CrushMap, item: int | str, weight: float) -> CrushMap:
     return replace(crush, buckets=buckets)
 
 
+@names_bad_input
 def removed(crush: CrushMap, item: int | str) -> CrushMap:
     """Return the map without a device or a bucket, and without what is in that bucket."""
     number = find(crush, item)

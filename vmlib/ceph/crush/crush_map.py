@@ -17,13 +17,13 @@ from vmlib.ceph.crush.explain import explain
 from vmlib.ceph.crush.facts import MapFacts, Tunables, Weights
 from vmlib.ceph.crush.fast import map_many
 from vmlib.ceph.crush.mapper import do_rule
-from vmlib.ceph.crush.read_json import parse, read_json
+from vmlib.ceph.crush.read_json import parse, read_file, read_json
 from vmlib.ceph.crush.read_text import read_text
 from vmlib.ceph.crush.run import check_weights
 from vmlib.ceph.crush.validate import validate
 from vmlib.ceph.crush.write_json import write_json
 from vmlib.ceph.crush.write_text import write_text
-from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.trace import Trace
 
 
@@ -37,13 +37,7 @@ class CrushMap(MapFacts):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a map file: JSON (`ceph osd crush dump`) or decompiled text, told by content."""
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            rule = "is a binary map; `crushtool -i FILE --dump` makes JSON of it"
-            raise BadInput(path.name, rule) from error
-        return cls.from_text(text)
+        return cls.from_text(read_file(path, "crushtool -i FILE --dump"))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -51,11 +45,13 @@ class CrushMap(MapFacts):
         return cls(**read_json(data))
 
     @classmethod
+    @names_bad_input
     def from_text(cls, text: str) -> Self:
         """Return the map in a string: JSON if it starts with a brace, else decompiled text."""
         return cls.from_json(parse(text)) if text.lstrip()[:1] == "{" else cls(**read_text(text))
 
     @classmethod
+    @names_bad_input
     def build(
         cls,
         *,
@@ -81,6 +77,7 @@ class CrushMap(MapFacts):
         """Return the map in the compiler's language, as `crushtool -d` (16.2) writes it."""
         return write_text(self)
 
+    @names_bad_input
     def map(
         self,
         rule: int | str,
@@ -97,6 +94,7 @@ class CrushMap(MapFacts):
         check_weights(weights)
         return do_rule(self, self.rule(rule), x, n, weights, self.args(choose_args))
 
+    @names_bad_input
     def map_many(
         self,
         rule: int | str,
@@ -112,6 +110,7 @@ class CrushMap(MapFacts):
         """
         return map_many(self, self.rule(rule), xs, n, weights, self.args(choose_args), engine)
 
+    @names_bad_input
     def explain(
         self,
         rule: int | str,
@@ -124,6 +123,7 @@ class CrushMap(MapFacts):
         check_weights(weights)
         return explain(self, self.rule(rule), x, n, weights, self.args(choose_args))
 
+    @names_bad_input
     def compare(
         self,
         other: "CrushMap",

@@ -21,6 +21,7 @@ from vmlib import __version__
 from vmlib.ceph.crush.buckets import Draw
 from vmlib.ceph.crush.facts import NONE, Bucket, ChooseArgs, MapFacts, Rule, Step, Weights
 from vmlib.ceph.crush.mapper import do_rule
+from vmlib.given import names_bad_input
 from vmlib.trace import Provenance, Recorder, Trace
 
 COLUMNS = ("item", "name", "u", "ln", "weight", "straw")
@@ -55,6 +56,7 @@ def explain(
     return scribe.finish(result)
 
 
+@names_bad_input
 def histogram(trace: Trace) -> dict[int, int]:
     """Return how many choices of a trace ended after how many failures."""
     return {

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 
 NONE = 0x7FFFFFFF
 """A hole in the answer of an `indep` rule: no device was found for that place."""
@@ -136,6 +137,7 @@ class MapFacts:
         names = ", ".join(known.name for known in self.rules.values())
         raise BadInput("rule", f"{rule!r} is not in this map; there are {names or 'none'}")
 
+    @names_bad_input
     def name_of(self, item: int) -> str:
         """Return the name of a device or bucket, or its number where it has none."""
         named = self.devices.get(item) if item >= 0 else self.buckets.get(item)

@@ -27,6 +27,9 @@ from vmlib.errors import BadInput
 PAD = -1
 """What fills a row that is shorter than n."""
 
+MOST_INPUTS = 1 << 28
+"""Answers for more do not fit into most memories."""
+
 BLOCK = 1 << 16
 """Inputs worked on together; what a block needs beside its answer is a few megabytes."""
 
@@ -65,8 +68,11 @@ def map_many(
 
 def as_inputs(xs: Iterable[int] | NDArray[Any]) -> NDArray[Any] | range:
     """Return inputs in a form that has a length and parts; CRUSH takes them modulo 2^32."""
-    if isinstance(xs, range) and max(abs(xs.start), abs(xs.stop)) < 1 << 62:
-        return xs
+    if isinstance(xs, range):
+        if xs[MOST_INPUTS:]:
+            raise BadInput("xs", f"are more than {MOST_INPUTS:,}; map them in pieces")
+        if max(abs(xs.start), abs(xs.stop)) < 1 << 62:
+            return xs
     if isinstance(xs, np.ndarray):
         if xs.ndim != 1 or xs.dtype.kind not in "iu":
             raise BadInput("xs", "must be whole numbers in one dimension")
@@ -146,7 +152,7 @@ class _Many:
             if step.op.startswith("set_"):
                 set_knob(self.knobs, step)
             elif step.op == "take":
-                start = step.arg1
+                start = int(step.arg1)
             elif step.op.startswith("choose"):
                 self.emit(self.choose(step, start, x, n), rows, filled)
 

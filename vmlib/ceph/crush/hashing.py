@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 
 MASK = 0xFFFFFFFF
 SEED = 1315423911
@@ -53,6 +54,7 @@ def mix(a: int, b: int, c: int) -> tuple[int, int, int]:
     return a, b, c
 
 
+@names_bad_input
 def crush_hash(*words: int) -> int:
     """Return the 32-bit hash of one to five words; each is taken modulo 2^32."""
     if len(words) not in ROUNDS:
@@ -160,4 +162,11 @@ def hash_many(*words: Any) -> NDArray[np.uint32]:
     """Return `crush_hash` of integer arrays that broadcast to one shape, as uint32."""
     if len(words) not in ROUNDS:
         raise BadInput("words", f"are {len(words)}; there must be one to five")
-    return Hasher()(*(np.asarray(word).astype(np.int64).astype(np.uint32) for word in words))
+    try:
+        arrays = [np.asarray(word) for word in words]
+        np.broadcast(*arrays)
+    except ValueError:
+        raise BadInput("words", "must be of one shape, or broadcast to one") from None
+    if any(array.dtype.kind not in "iu" for array in arrays):
+        raise BadInput("words", "must be whole numbers of at most 64 bits")
+    return Hasher()(*(array.astype(np.int64).astype(np.uint32) for array in arrays))

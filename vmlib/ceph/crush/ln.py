@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 
 TOP = 1 << 48
 """The logarithm of 2^16 in these units: what `crush_ln` is subtracted from."""
@@ -95,6 +96,7 @@ FINE = tuple(
 """Meant to be 2^48 log2(1 + k/2^15)."""
 
 
+@names_bad_input
 def crush_ln(u: int) -> int:
     """Return 2^44 log2(u + 1) as CRUSH computes it, for 0 <= u <= 0xffff."""
     if not 0 <= u <= 0xFFFF:

@@ -7,6 +7,7 @@ name, only ``{"opcode": 10, "arg1": …}``. Rules name types but buckets have bo
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vmlib.ceph.crush.facts import (
@@ -20,6 +21,7 @@ from vmlib.ceph.crush.facts import (
 )
 from vmlib.ceph.crush.validate import CHOICES, SETTERS
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 from vmlib.numbers import decimal, whole
 
 OPCODES = {
@@ -31,6 +33,18 @@ OPCODES = {
 """The step numbers that dumps show bare (`enum crush_opcodes`)."""
 
 ALIASES = {"choose_msr": "choosemsr"}
+
+
+def read_file(path: str | Path, exporter: str) -> str:
+    """Return the text of a map's file; `exporter` makes JSON of a binary one."""
+    check_one(path, str | Path, "path")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        rule = f"is a binary map; `{exporter}` makes JSON of it"
+        raise BadInput(Path(path).name, rule) from error
+    except (OSError, ValueError) as error:  # no such file, no text, or no name that a file has
+        raise BadInput("path", f"{str(path)!r} can't be read: {error}") from error
 
 
 def parse(text: str) -> Any:

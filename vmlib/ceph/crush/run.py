@@ -12,6 +12,7 @@ from vmlib.ceph.crush.buckets import PICKERS, Draw, permuted
 from vmlib.ceph.crush.facts import NONE, ONE, Bucket, ChooseArgs, MapFacts, Weights
 from vmlib.ceph.crush.hashing import crush_hash
 from vmlib.ceph.crush.knobs import knobs_of
+from vmlib.ceph.crush.validate import MAX_WEIGHT
 from vmlib.ceph.crush.watch import Watch
 from vmlib.errors import BadInput
 from vmlib.numbers import whole
@@ -40,8 +41,8 @@ def check_weights(weights: Weights) -> None:
     else:
         raise BadInput("weights", "must be a sequence, or a mapping from OSD ids")
     for osd, weight in given:
-        if type(weight) is not int or weight < 0:
-            whole(weight, f"weights[{osd}] (16.16, so 0x10000 is 1.0)", 0)
+        if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
+            whole(weight, f"weights[{osd}] (16.16, so 0x10000 is 1.0)", 0, MAX_WEIGHT)
 
 
 def is_out(weight: int, item: int, x: int) -> bool:

@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 
 from vmlib.ceph.crush.crush_map import CrushMap
 from vmlib.ceph.crush.facts import ALGORITHMS, NONE, ONE, Bucket, Device, Rule, Step, Weights
+from vmlib.ceph.crush.fast import MOST_INPUTS
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.numbers import whole
 
 LEVELS = (10, 9, 9, 9)
@@ -41,6 +43,8 @@ LEVELS = (10, 9, 9, 9)
 
 TYPES = {0: "osd", 1: "host", 2: "rack", 3: "row", 4: "root"}
 PIECE = 1 << 18
+MOST_PIECES = 1 << 20
+MOST_ITEMS = 10_000
 
 
 def tree(fanouts: Sequence[int], weights: Sequence[int]) -> CrushMap:
@@ -113,8 +117,8 @@ def movement_by_algorithm(items: int = 20, inputs: int = 1000) -> dict[str, tupl
     An item is added behind or before the others, the last or the first is taken away. Its share
     is that of its weight.
     """
-    xs = range(whole(inputs, "inputs", 1))
-    whole(items, "items", 1)
+    xs = range(whole(inputs, "inputs", 1, MOST_INPUTS))
+    whole(items, "items", 1, MOST_ITEMS)
     everyone = range(items)
     changes = {
         "add at the tail": ([*everyone, items], 1 / (items + 1)),
@@ -148,7 +152,7 @@ def movement_by_level(inputs: int = 20_000) -> tuple[Movement, ...]:
         "one device in each of all 810 hosts": range(0, count, host),
     }
     full = tree(LEVELS, [ONE] * count)
-    xs = range(whole(inputs, "inputs", 1))
+    xs = range(whole(inputs, "inputs", 1, MOST_INPUTS))
     found = []
     for what, added in places.items():
         before = [0 if i in added else ONE for i in range(count)]
@@ -171,7 +175,9 @@ class Utilisation:
 def utilisation(inputs: int = 65_536, n: int = 3) -> Utilisation:
     """Return how evenly `inputs` placement groups of `n` devices fill 7,290 equal devices."""
     count = prod(LEVELS)
-    counts = device_counts(range(whole(inputs, "inputs", 1)), tree(LEVELS, [ONE] * count), 0, n)
+    counts = device_counts(
+        range(whole(inputs, "inputs", 1, MOST_INPUTS)), tree(LEVELS, [ONE] * count), 0, n
+    )
     placements = int(counts.sum())
     binomial = sqrt(placements * (1 / count) * (1 - 1 / count))
     mean = float(counts.mean())
@@ -182,9 +188,12 @@ def pieces(count: int, size: int = PIECE) -> list[range]:
     """Return ranges of inputs that together are the first `count`."""
     whole(count, "count", 0)
     whole(size, "size", 1)
+    if count > size * MOST_PIECES:
+        raise BadInput("size", f"is {size}; {count} inputs are more than {MOST_PIECES:,} of these")
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
+@names_bad_input
 def device_counts(
     xs: Iterable[int], crush: CrushMap, rule: int | str, n: int, weights: Weights = None
 ) -> NDArray[np.int64]:

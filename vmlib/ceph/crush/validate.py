@@ -6,9 +6,20 @@ a map that can do no good (a weight-set of the wrong length, a loop of buckets),
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from vmlib.ceph.crush.facts import ALGORITHMS, RULE_TYPES, MapFacts
+from vmlib.ceph.crush.facts import (
+    ALGORITHMS,
+    RULE_TYPES,
+    Bucket,
+    BucketArgs,
+    Device,
+    MapFacts,
+    Rule,
+    Tunables,
+)
 from vmlib.errors import BadInput
+from vmlib.given import check_fields, check_one
 from vmlib.numbers import whole
 
 MAX_WEIGHT = 0xFFFFFFFF
@@ -39,6 +50,7 @@ OPS = ("noop", "take", "emit", *CHOICES, *SETTERS)
 
 def validate(crush: MapFacts) -> None:
     """Raise `BadInput` for the first fault found."""
+    _check_kinds(crush)
     _check_devices(crush)
     _check_buckets(crush)
     _check_loops(crush)
@@ -47,6 +59,32 @@ def validate(crush: MapFacts) -> None:
         most = SMALL_TUNABLES.get(name, MAX_TRIES)
         whole(getattr(crush.tunables, name), f"tunables.{name}", 0, most)
     _check_choose_args(crush)
+
+
+def _check_kinds(crush: MapFacts) -> None:
+    """Refuse what is not of the kind that is meant. A map from a file has none of it."""
+    check_one(crush.tunables, Tunables, "tunables")
+    for name in ("devices", "types", "buckets", "rules", "choose_args"):
+        check_one(getattr(crush, name), Mapping[int, Any], name)
+    for i, (number, type_name) in enumerate(crush.types.items()):
+        whole(number, f"types[{i}].type_id")
+        check_one(type_name, str, f"types[{i}].name")
+    check_table(crush.devices, "devices", Device, "id")
+    check_table(crush.buckets, "buckets", Bucket, "id")
+    check_table(crush.rules, "rules", Rule, "id")
+    for i, rule in enumerate(crush.rules.values()):
+        for j, step in enumerate(rule.steps):
+            check_fields(step, f"rules[{i}].steps[{j}]")
+
+
+def check_table(table: Mapping[int, Any], name: str, kind: type, key: str) -> None:
+    """Refuse entries of another kind, and those that do not stand under their own number."""
+    for i, (number, entry) in enumerate(table.items()):
+        at = f"{name}[{i}]"
+        check_one(entry, kind, at)
+        check_fields(entry, at)
+        if whole(number, at) != getattr(entry, key):
+            raise BadInput(f"{at}.{key}", f"is {getattr(entry, key)}, and stands under {number}")
 
 
 def _check_names(table: str, key: str, names: Iterable[str]) -> None:
@@ -146,10 +184,13 @@ def _check_rules(crush: MapFacts) -> None:
 
 def _check_choose_args(crush: MapFacts) -> None:
     for key, args in crush.choose_args.items():
+        whole(key, f"choose_args.{key}")
         if not isinstance(args, Mapping):
             raise BadInput(f"choose_args.{key}", "must give what changes by bucket")
         for i, (bucket_id, change) in enumerate(args.items()):
             at = f"choose_args.{key}[{i}]"
+            check_one(change, BucketArgs, at)
+            check_fields(change, at)
             bucket = crush.buckets.get(bucket_id)
             if bucket is None:
                 raise BadInput(f"{at}.bucket_id", f"{bucket_id} is no bucket of this map")

@@ -1,0 +1,270 @@
+"""Whatever is given in the place of an argument: an error of vmlib's or an answer, and soon."""
+
+import math
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from vmlib import ceph
+from vmlib.ceph import (
+    Bucket,
+    BucketArgs,
+    CrushMap,
+    Device,
+    Osd,
+    OSDMap,
+    Pool,
+    RbdObjects,
+    Rule,
+    Step,
+    Tunables,
+    rbd_objects,
+    rbd_problem,
+    straw_problem,
+)
+from vmlib.errors import BadInput, VmlibError
+
+ODD = (
+    None, True, -1, 0, 1 << 70, 1.5, math.nan, math.inf, "", "x", "\0", "\udc80", b"", [], {}, [1],
+    [None], (1, 2), object(), np.array([1.5]), np.int64(-1), lambda: 1,
+)  # fmt: skip
+SECONDS = 5
+
+
+class TooLong(BaseException):
+    """No `Exception`: nobody on the way may take it for one."""
+
+
+@contextmanager
+def time_limit():
+    def over(*_):
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+CRUSH = CrushMap.build(racks=2, hosts=2, osds=2)
+CLUSTER = OSDMap.build(CrushMap.build(hosts=4, osds=2), [Pool(1, "data")])
+STEPS = (Step("take", -1), Step("choose_firstn", 0, 0), Step("emit"))
+FACTS = {
+    "devices": {0: Device(0, "osd.0")},
+    "types": {0: "osd", 1: "root"},
+    "buckets": {-1: Bucket(-1, "root", 1, "straw2", (0,), (65536,))},
+    "rules": {0: Rule(0, "r", 1, STEPS)},
+    "tunables": Tunables(),
+    "choose_args": {0: {-1: BucketArgs(((65536,),), (0,))}},
+}
+
+
+def fields(fact):
+    return {name: getattr(fact, name) for name in fact.__dataclass_fields__}
+
+
+def use_map(**facts):
+    crush = CrushMap(**{**FACTS, **facts})
+    crush.map(0, 1, 2, None, "auto")
+    crush.map_many(0, [1], 2, None, "auto")
+    crush.explain(0, 1, 2, None, "auto")
+    crush.to_json()
+    crush.to_text()
+
+
+def in_table(name, number, kind):
+    """Return a call that puts one fact into one of the map's tables, and uses the map."""
+    return lambda **of: use_map(**{name: {number: kind(**of)}})
+
+
+def use_step(**of):
+    use_map(rules={0: Rule(0, "r", 1, (STEPS[0], Step(**of), STEPS[2]))})
+
+
+def use_cluster(cluster):
+    cluster.locate("data", "x")
+    cluster.pg_table("data")
+    cluster.pg("1.0")
+    cluster.without(0)
+
+
+def use_image(image):
+    return image.count, image.header, image.object_map, image.at(0), next(image.names())
+
+
+MAP = {"rule": 0, "x": 1, "n": 2, "weights": None, "choose_args": None}
+CALLS = {
+    "CrushMap": (use_map, FACTS),
+    "CrushMap devices": (lambda one: use_map(devices={0: one}), {"one": Device(0, "osd.0")}),
+    "CrushMap rules": (lambda one: use_map(rules={0: one}), {"one": FACTS["rules"][0]}),
+    "CrushMap steps": (lambda one: use_map(rules={0: Rule(0, "r", 1, (one,))}), {"one": STEPS[2]}),
+    "CrushMap buckets": (lambda one: use_map(buckets={-1: one}), {"one": FACTS["buckets"][-1]}),
+    "CrushMap types": (lambda one: use_map(types={0: "osd", 1: one}), {"one": "root"}),
+    "CrushMap args": (lambda one: use_map(choose_args={0: {-1: one}}), {"one": BucketArgs()}),
+    "Device": (in_table("devices", 0, Device), fields(FACTS["devices"][0])),
+    "Bucket": (in_table("buckets", -1, Bucket), fields(FACTS["buckets"][-1])),
+    "Rule": (in_table("rules", 0, Rule), fields(FACTS["rules"][0])),
+    "Step take": (
+        lambda **of: use_map(rules={0: Rule(0, "r", 1, (Step(**of), *STEPS[1:]))}),
+        fields(STEPS[0]),
+    ),
+    "Step choose": (use_step, fields(STEPS[1])),
+    "Tunables": (lambda **of: use_map(tunables=Tunables(**of)), fields(Tunables())),
+    "BucketArgs": (
+        lambda **of: use_map(choose_args={0: {-1: BucketArgs(**of)}}),
+        fields(FACTS["choose_args"][0][-1]),
+    ),
+    "CrushMap.load": (lambda path: path and CrushMap.load(path), {"path": None}),
+    "CrushMap.from_json": (lambda data: data and CrushMap.from_json(data), {"data": None}),
+    "CrushMap.from_text": (CrushMap.from_text, {"text": CRUSH.to_text()}),
+    "CrushMap.build": (
+        CrushMap.build,
+        {"racks": 0, "hosts": 1, "osds": 1, "weight": 1, "alg": "straw2", "tunables": "jewel"},
+    ),
+    "CrushMap.map": (CRUSH.map, MAP),
+    "CrushMap.explain": (CRUSH.explain, MAP),
+    "CrushMap.map_many": (
+        lambda x, **more: CRUSH.map_many(xs=x, **more),
+        {**MAP, "x": [1, 2], "engine": "numpy"},
+    ),
+    "CrushMap.compare": (
+        CRUSH.compare,
+        {"other": CRUSH, "rule": 0, "n": 2, "xs": [1], "weights": None},
+    ),
+    "CrushMap.rule": (CRUSH.rule, {"rule": 0}),
+    "CrushMap.name_of": (CRUSH.name_of, {"item": 0}),
+    "CrushMap.args": (CRUSH.args, {"key": None}),
+    "weights": (lambda one: CRUSH.map_many(0, [1], 2, {0: one}), {"one": 0}),
+    "xs": (lambda one: CRUSH.map_many(0, [one], 2), {"one": 0}),
+    "crush_hash": (lambda a, b: ceph.crush_hash(a, b), {"a": 1, "b": 2}),
+    "hash_many": (lambda a, b: ceph.hash_many(a, b), {"a": [1, 2], "b": 2}),
+    "crush_ln": (ceph.crush_ln, {"u": 1}),
+    "object_hash": (ceph.object_hash, {"name": "x", "namespace": ""}),
+    "stable_mod": (ceph.stable_mod, {"value": 1, "count": 3}),
+    "device_counts": (
+        ceph.device_counts,
+        {"xs": [1], "crush": CRUSH, "rule": 0, "n": 2, "weights": None},
+    ),
+    "for_browser": (ceph.for_browser, {"crush": CRUSH, "rule": 0, "n": 2, "inputs": 10}),
+    "histogram": (ceph.histogram, {"trace": CRUSH.explain(0, 1, 2)}),
+    "movement_by_algorithm": (ceph.movement_by_algorithm, {"items": 3, "inputs": 5}),
+    "movement_by_level": (ceph.movement_by_level, {"inputs": 5}),
+    "utilisation": (ceph.utilisation, {"inputs": 5, "n": 2}),
+    "pieces": (ceph.pieces, {"count": 10, "size": 3}),
+    "reweighted": (ceph.reweighted, {"crush": CRUSH, "item": 0, "weight": 1.0}),
+    "removed": (ceph.removed, {"crush": CRUSH, "item": 0}),
+    "moves": (ceph.moves, {"before": CLUSTER, "after": CLUSTER.without(0), "pool": "data"}),
+    "straw_problem": (straw_problem, {"seed": 1}),
+    "straw_problem.mark": (straw_problem(1).mark, {"winner": 1, "then": 1}),
+    "rbd_problem": (rbd_problem, {"seed": 1}),
+    "rbd_problem.mark": (rbd_problem(1).mark, {"number": 1, "offset": 1}),
+    "rbd_objects": (
+        lambda **of: use_image(rbd_objects(**of)),
+        {"prefix": "a", "size": "1G", "order": 22, "stripe_unit": None, "stripe_count": 1,
+         "pool": None},
+    ),
+    "RbdObjects": (lambda **of: use_image(RbdObjects(**of)), fields(rbd_objects("a", "1G"))),
+    "RbdObjects.at": (rbd_objects("a", "1G").at, {"offset": 0, "length": 1}),
+    "RbdObjects.name": (rbd_objects("a", "1G").name, {"number": 0}),
+    "OSDMap": (lambda **of: use_cluster(OSDMap(**of)), fields(CLUSTER)),
+    "Osd": (lambda **of: use_cluster(OSDMap(**{**fields(CLUSTER), "osds": {0: Osd(**of)}})),
+            fields(Osd(0))),
+    "OSDMap osds": (lambda one: use_cluster(OSDMap(**{**fields(CLUSTER), "osds": {0: one}})),
+                    {"one": Osd(0)}),
+    "OSDMap pools": (lambda one: use_cluster(OSDMap(**{**fields(CLUSTER), "pools": {1: one}})),
+                     {"one": Pool(1, "data")}),
+    "Pool": (lambda **of: OSDMap.build(CRUSH, [Pool(**of)]).pg_table(of["pool"]),
+             {**fields(Pool(1, "data")), "pg_num": 8}),
+    "Pool.seed_of": (Pool(1, "data").seed_of, {"hash": 1}),
+    "Pool.pps": (Pool(1, "data").pps, {"seed": 1}),
+    "OSDMap.load": (lambda path, crush: path and OSDMap.load(path, crush=crush),
+                    {"path": None, "crush": CRUSH}),
+    "OSDMap.from_json": (
+        OSDMap.from_json,
+        {"data": {"epoch": 1, "max_osd": 1, "osds": [], "pools": []}, "crush": CRUSH},
+    ),
+    "OSDMap.build": (OSDMap.build, {"crush": CRUSH, "pools": [Pool(1, "a")], "epoch": 1}),
+    "OSDMap.pool": (CLUSTER.pool, {"pool": 1}),
+    "OSDMap.exists": (CLUSTER.exists, {"osd": 1}),
+    "OSDMap.is_up": (CLUSTER.is_up, {"osd": 1}),
+    "OSDMap.is_out": (CLUSTER.is_out, {"osd": 1}),
+    "OSDMap.pg_of": (CLUSTER.pg_of, {"pool": 1, "name": "x", "namespace": ""}),
+    "OSDMap.locate": (CLUSTER.locate, {"pool": 1, "name": "x", "namespace": ""}),
+    "OSDMap.pg": (CLUSTER.pg, {"pgid": "1.0"}),
+    "OSDMap.pg_table": (CLUSTER.pg_table, {"pool": 1}),
+    "OSDMap.without": (CLUSTER.without, {"osd": 1}),
+    "OSDMap.mark": (CLUSTER.mark, {"osd": 1, "up": None, "in_": None}),
+    "OSDMap.reweight": (CLUSTER.reweight, {"osd": 1, "weight": 0.5}),
+    "OSDMap.affinity": (CLUSTER.affinity, {"osd": 1, "affinity": 0.5}),
+    "OSDMap.upmap": (CLUSTER.upmap, {"pgid": "1.0", "osds": [1, 2]}),
+    "OSDMap.upmap_items": (CLUSTER.upmap_items, {"pgid": "1.0", "exchanges": [(1, 2)]}),
+    "OSDMap.temp": (CLUSTER.temp, {"pgid": "1.0", "osds": [1, 2], "primary": None}),
+    "OSDMap.with_crush": (CLUSTER.with_crush, {"crush": CRUSH}),
+}  # fmt: skip
+
+
+def fault(call, arguments):
+    """Return what is wrong with how a call ends, or None."""
+    try:
+        with time_limit():
+            call(**arguments)
+    except BadInput as error:
+        return None if error.field else "an error without a field"
+    except VmlibError:
+        return None
+    except (Exception, TooLong) as error:
+        return repr(error)
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_argument_makes_it_fall_or_hang(name):
+    call, good = CALLS[name]
+    call(**good)
+    faults = [
+        f"{argument}={odd!r}: {found}"
+        for argument in good
+        for odd in ODD
+        if (found := fault(call, {**good, argument: odd}))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for path in (tmp_path / "absent", tmp_path, "a\0b"):
+        with pytest.raises(BadInput, match="can't be read") as caught:
+            CrushMap.load(path)
+        assert caught.value.field == "path"
+        with pytest.raises(BadInput, match="can't be read"):
+            OSDMap.load(path, crush=CRUSH)
+
+
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        (lambda: use_map(devices={5: Device(0, "osd.0")}), "devices[0].id"),
+        (lambda: use_map(types={0: "osd", 1: None}), "types[1].name"),
+        (lambda: use_map(buckets={-1: FACTS["devices"][0]}), "buckets[0]"),
+        (lambda: use_map(rules={0: Rule(0, "r", 1, ("take",))}), "rules[0].steps"),
+        (lambda: CLUSTER.mark(0, in_=5), "in_"),
+        (lambda: CLUSTER.mark(0, up="yes"), "up"),
+        (lambda: Osd(0, weight=1 << 17), "weight"),
+        (lambda: OSDMap(1, CRUSH, {3: Osd(2)}, {}, 8), "osds[0].osd"),
+        (lambda: OSDMap(1, CRUSH, {}, {}, 8, pg_temp={(1, 0): 3}), "pg_temp[(1, 0)]"),
+        (lambda: ceph.hash_many([1, 2], [1, 2, 3]), "words"),
+        (lambda: CRUSH.map_many(0, range(1 << 40), 1), "xs"),
+        (lambda: CRUSH.map(0, 1, 2, {0: 1 << 32}), "weights[0]"),
+        (lambda: ceph.pieces(1 << 40, 1), "size"),
+        (lambda: RbdObjects("rbd_data.a", 1 << 30, 22, 3, 1), "stripe_unit"),
+        (lambda: rbd_objects("a", 1 << 62).at(0, 1 << 60), "length"),
+    ],
+)
+def test_the_field_is_named(ask, field):
+    with pytest.raises(BadInput) as caught:
+        ask()
+    assert caught.value.field.split(" (")[0] == field
