@@ -129,6 +129,13 @@ def check_one(value: Any, hint: Any, field: str) -> None:
         raise BadInput(field, f"is {shown(value)}; it must be {said(hint)}")
 
 
+def octets(value: Any, field: str) -> bytes:
+    """Return a copy of bytes, of a bytearray or of a memoryview; `BadInput` for all else."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise BadInput(field, f"is {shown(value)}; it must be bytes")
+    return bytes(value)
+
+
 @cache
 def _fields(kind: type) -> tuple[tuple[str, Any], ...]:
     return tuple(get_type_hints(kind).items())

@@ -45,6 +45,7 @@ from vmlib.cpu.loop import (
     loop_guest,
 )
 from vmlib.devices import PicPair, pic
+from vmlib.given import names_bad_input
 from vmlib.trace import Recorder, Trace
 
 __all__ = ["TRIES", "opening", "record_loop"]
@@ -67,6 +68,7 @@ _PLAYS = {
 } | dict.fromkeys(_PIC_PORTS, "the interrupt controller")
 
 
+@names_bad_input
 def record_loop(
     tries: str | Sequence[str] = "out", irqchip: bool = False, ioeventfd: bool = False
 ) -> Trace:
@@ -79,6 +81,7 @@ def record_loop(
         return _Recording(stack, loop, irqchip, ioeventfd).run()
 
 
+@names_bad_input
 def opening(trace: Trace, tries: str = "out") -> int:
     """Return the step at which the guest tries what it is there to try, and nobody has acted."""
     tried = f"{loop_guest(tries).tried:#06x}"

@@ -13,7 +13,7 @@ that tries one thing (a key of `LOOP_TRIES`).
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -46,6 +46,7 @@ from vmlib.cpu import (
 from vmlib.cpu.exits import answer_size
 from vmlib.devices import PicPair, pic
 from vmlib.errors import BadInput
+from vmlib.given import check_one, shown
 from vmlib.lanes import BETWEEN_INSTRUCTIONS, VMM, Scribe
 from vmlib.loop_problems import LoopProblem, loop_problem
 from vmlib.loop_trace import TRIES as LOOP_TRIES
@@ -122,6 +123,8 @@ class Machine:
         open_bus: bool = False,
         console: Callable[[bytes], object] | None = None,
     ) -> None:
+        if console is not None and not callable(console):
+            raise BadInput("console", f"is {shown(console)}; it must be a function")
         self.engine = engine
         self.open_bus = open_bus
         self.guest: Guest | None = None
@@ -153,8 +156,9 @@ class Machine:
             at = LOAD_ADDRESS if guest.at is None else guest.at
         elif guest.at not in (None, at):
             raise BadInput("at", f"{guest.name} runs at {guest.at:#x} only, not at {at:#x}")
+        whole(at, "at", 0, 0xFFFF)
+        self.ram.write(at, guest.code)  # all of it, or the guest before stays
         self._begin(guest, at)
-        self.ram.write(at, guest.code)
         self.vcpu.start_real_mode(at)
         return self
 
@@ -197,7 +201,7 @@ class Machine:
     def record(
         self,
         title: str = "Who runs, and what makes it leave",
-        registers: tuple[str, ...] = SHOWN_REGISTERS,
+        registers: Sequence[str] = SHOWN_REGISTERS,
         limit: int = 2000,
     ) -> Trace:
         """Run the guest one instruction at a time and return the lanes trace of it.
@@ -206,7 +210,9 @@ class Machine:
         """
         guest = self._loaded()
         whole(limit, "limit", 3)  # the call, the entry, and a step
-        scribe = Scribe(guest, self._at, title, registers)
+        check_one(title, str, "title")
+        check_one(registers, Sequence[str], "registers")
+        scribe = Scribe(guest, self._at, title, tuple(registers))
         scribe.note(VMM, "run", "The VMM calls KVM_RUN.", self.vcpu.registers())
         scribe.enter(self.vcpu.registers(), self._ring())
         while len(scribe.recorder) < limit:
@@ -274,12 +280,12 @@ class Machine:
         return pair
 
     def _begin(self, guest: Guest, at: int) -> None:
+        self.vcpu.set_budget(self._budget)  # an engine may refuse it
         self.guest, self._at, self.last = guest, at, None
         self._output.clear()
         self.board.reset()
         if self._pic is not None:
             self._pic.reset()
-        self.vcpu.set_budget(self._budget)
 
     def _loaded(self) -> Guest:
         if self.guest is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one, octets
 from vmlib.memory import GuestRam
 from vmlib.units import KIB, MIB, PAGE_SIZE
 
@@ -67,20 +68,20 @@ class Loaded:
 
 
 def load(kernel: Kernel, ram: GuestRam, command_line: str = "") -> Loaded:
-    """Put a kernel and the information table into guest RAM."""
+    """Put a kernel and the information table into guest RAM, or raise and write nothing."""
     for number, segment in enumerate(kernel.segments):
         if segment.end > ram.size:
             raise BadInput(
                 f"{kernel.name}, segment {number}",
                 f"needs memory up to {segment.end:#x}, and RAM ends at {ram.size:#x}",
             )
-    for segment in kernel.segments:
-        data = kernel.image[segment.offset : segment.offset + segment.length]
-        ram.write(segment.address, data + bytes(segment.size - len(data)))
     address = _room_for_info(kernel)
     info = _information(address, ram.size, kernel.name, command_line)
     if address + len(info) > ram.size:
         raise BadInput(f"{kernel.name}, memory", f"RAM of {ram.size} bytes has no room for both")
+    for segment in kernel.segments:
+        data = kernel.image[segment.offset : segment.offset + segment.length]
+        ram.write(segment.address, data + bytes(segment.size - len(data)))
     ram.write(address, info)
     return Loaded(kernel.entry, address)
 
@@ -90,14 +91,15 @@ def read_kernel(path: str | Path) -> Kernel:
     path = Path(path)
     try:
         image = path.read_bytes()
-    except OSError as error:
-        raise BadInput(str(path), f"cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name with a zero in it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(str(path), f"cannot be read: {why}") from error
     return parse_kernel(image, path.name)
 
 
 def parse_kernel(image: bytes, name: str = "kernel") -> Kernel:
     """Return what a Multiboot image asks for; `BadInput` names file, field and rule."""
-    at = _find_header(image, name)
+    at = _find_header(image := octets(image, "image"), name)
     (flags,) = struct.unpack_from("<I", image, at + 4)
     for bit in range(16):
         if flags >> bit & 1 and not _HONOURED >> bit & 1:
@@ -199,7 +201,13 @@ def _information(address: int, ram: int, name: str, command_line: str) -> bytes:
     if ram > MIB:
         usable.append((MIB, ram - MIB))
     entries = b"".join(struct.pack("<IQQI", 20, base, size, 1) for base, size in usable)
-    line = f"{name} {command_line}".strip().encode() + b"\0"
+    check_one(command_line, str, "command_line")
+    try:
+        line = f"{name} {command_line}".strip().encode() + b"\0"
+    except UnicodeEncodeError:
+        raise BadInput("command_line", "has characters that UTF-8 has not") from None
+    if b"\0" in line[:-1]:
+        raise BadInput("command_line", "has a zero in it, where the kernel would take it to end")
     if 88 + len(entries) + len(line) > PAGE_SIZE // 2:
         raise BadInput("command line", f"of {len(line)} bytes is longer than there is room for")
     map_at = address + 88

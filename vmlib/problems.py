@@ -25,5 +25,19 @@ def marked(seed: int, *parts: tuple[str, object, object], wrong: str = "not so")
         if given is None:
             marks.append(f"{name}: not answered yet")
         else:
-            marks.append(f"{name}: {'right' if given == truth else wrong}")
+            marks.append(f"{name}: {'right' if _means(given, truth) else wrong}")
     return f"Problem {seed}: " + "; ".join(marks)
+
+
+def _means(given: object, truth: object) -> bool:
+    """Say whether an answer is the truth: bytes are as good as text, and ``"5"`` is 5."""
+    if isinstance(given, bytes):
+        given = given.decode(errors="replace")
+    if not isinstance(given, str):
+        return bool(given == truth or str(given) == truth)
+    if isinstance(truth, str):
+        return given.strip() == truth
+    try:
+        return int(given, 0) == truth
+    except ValueError:
+        return False

@@ -390,8 +390,8 @@ def test_system_registers_that_do_not_fit(start, changed, rule):
         ({"msrs": ((0x174, -1),)}, "MSR 0x174: has 64 bits"),
         ({"msrs": ((1 << 32, 0),)}, "msrs: has 32 bits"),
         ({"interrupt": 256}, "from 0 to 255"),
-        ({"shadow": -1}, "shadow: is True or False, not -1"),
-        ({"halted": 1.5}, "halted: is True or False"),
+        ({"shadow": -1}, "shadow: is -1; it must be True or False"),
+        ({"halted": 1.5}, "halted: is 1.5; it must be True or False"),
     ],
 )
 def test_states_that_do_not_fit(start, changed, rule):
@@ -404,10 +404,10 @@ def test_states_that_do_not_fit(start, changed, rule):
 def test_starts_that_do_not_fit(start):
     vcpu = start("f4")
     for call, rule in (
-        (lambda: vcpu.start_long_mode(-1, 0, 0x1000), "rip: has 64 bits"),
-        (lambda: vcpu.start_long_mode(0, 0, 1 << 64), "cr3: has 64 bits"),
+        (lambda: vcpu.start_long_mode(-1, 0, 0x1000), "rip: is -1; it must be from 0"),
+        (lambda: vcpu.start_long_mode(0, 0, 1 << 64), "cr3: is 18446744073709551616;"),
         (lambda: vcpu.start_long_mode(0, 0, 0x1001), "address of a page"),
-        (lambda: vcpu.start_protected_mode(1 << 32), "32-bit addresses"),
+        (lambda: vcpu.start_protected_mode(1 << 32), "eip: is 4294967296; it must be from 0"),
         (lambda: vcpu.breakpoints([1 << 64]), "breakpoints: has 64 bits"),
         (lambda: vcpu.breakpoints(range(5)), "four address registers, not 5"),
     ):
@@ -453,7 +453,7 @@ def test_a_doorbell_ends_with_its_vm(start):
 
 
 def test_real_mode_offsets_are_16_bits(start):
-    with pytest.raises(BadInput, match="16-bit"):
+    with pytest.raises(BadInput, match="ip: is 65536; it must be from 0 to 65535"):
         start("f4").start_real_mode(0x10000)
 
 

@@ -288,9 +288,12 @@ def test_it_wakes_once_for_each_time_int_rises(pic):
     assert rang == [True, True]
 
 
-@pytest.mark.parametrize("line", [-1, 2, 16])
-def test_lines_that_no_device_has(pic, line):
-    with pytest.raises(BadInput, match="cascade"):
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [(-1, "from 0 to 15"), (2, "is not 2, which is the cascade"), (16, "from 0 to 15")],
+)
+def test_lines_that_no_device_has(pic, line, rule):
+    with pytest.raises(BadInput, match=f"^line: .*{rule}"):
         pic.set_irq(line, True)
 
 

@@ -97,9 +97,11 @@ def test_fw_cfg_more_items():
     assert item(FwCfg(1, items={0: b"VMLB"}), 0, 4) == b"VMLB"
 
 
-@pytest.mark.parametrize(("ram", "cpus"), [(-1, 1), (1, 0), (1, 0x10000)])
-def test_fw_cfg_refuses_machines_that_are_none(ram, cpus):
-    with pytest.raises(BadInput, match="no machine"):
+@pytest.mark.parametrize(
+    ("ram", "cpus", "field"), [(-1, 1, "ram_size"), (1, 0, "cpus"), (1, 0x10000, "cpus")]
+)
+def test_fw_cfg_refuses_machines_that_are_none(ram, cpus, field):
+    with pytest.raises(BadInput, match=f"^{field}: is {ram if field == 'ram_size' else cpus}; "):
         FwCfg(ram, cpus)
 
 

@@ -16,6 +16,7 @@ import re
 from typing import Any, Final, Literal
 
 from vmlib.errors import BadInput, HostUnavailable
+from vmlib.given import names_bad_input
 
 _MNEMONICS = """
 mov movzx movsx lea xchg push pop pushf popf add adc sub sbb cmp inc dec neg not and or xor test
@@ -37,6 +38,7 @@ _WIDE = re.compile(r"\b(?:e(?:[abcd]x|[sd]i|[sb]p)|dword|cr\d|\w+d)\b")
 _NARROW = re.compile(r"\b(?:[abcd]x|[sd]i|[sb]p|[c-gs]s|word|r\d+w|\w+w|cbw|cwd)\b")
 
 
+@names_bad_input
 def assemble(text: str, *, bits: Literal[16, 32, 64] = 16, at: int = 0x1000) -> bytes:
     """Return the bytes of instructions in Intel's syntax, one a line or divided by ``;``.
 
@@ -45,6 +47,8 @@ def assemble(text: str, *, bits: Literal[16, 32, 64] = 16, at: int = 0x1000) -> 
     """
     if bits not in (16, 32, 64):
         raise BadInput("bits", f"is 16, 32 or 64, not {bits!r}")
+    if not text.isascii():
+        raise BadInput("asm", f"{text!r}: has characters that no instruction has")
     assembler, reader, failure = _tools(bits)
     code = b""
     text = re.sub(r"'(.)'", lambda found: hex(ord(found[1])), text).lower()
@@ -85,7 +89,12 @@ def _canonical(text: str) -> list[str]:
     """Return the tokens of an instruction: one name for aliases, no size words, numbers decimal."""
     tokens = _TOKEN.findall(_SIZE_WORDS.sub("", text)) or [""]
     tokens = [_ALIASES.get(token, token) for token in tokens]
-    return [str(int(token, 0)) if token[0].isdigit() else token for token in tokens]
+    return [_number(token) if token[0].isdigit() else token for token in tokens]
+
+
+def _number(token: str) -> str:
+    """Return a number in decimal, also one with a zero before it: 08 is 8."""
+    return str(int(token, 16 if token.startswith("0x") else 10))
 
 
 def _same(asked: list[str], read: list[str]) -> bool:

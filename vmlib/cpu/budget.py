@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmlib.errors import BadInput
+from vmlib.given import check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Budget:
     instructions: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.seconds is not None and not 0 < self.seconds < threading.TIMEOUT_MAX:
             raise BadInput("budget", f"seconds must be more than zero, not {self.seconds}")
         if self.instructions is not None and self.instructions < 1:

@@ -15,7 +15,9 @@ from vmlib.cpu.budget import Budget
 from vmlib.cpu.exits import Exit, answer_size
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.errors import BadInput
+from vmlib.given import octets
 from vmlib.memory import GuestRam
+from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 REAL_MODE_SP = 0x0F00
@@ -188,21 +190,22 @@ class BaseVcpu(ABC):
 
     def start_real_mode(self, ip: int, sp: int = REAL_MODE_SP) -> None:
         """Real mode with every segment base 0, interrupts off, at `ip`; registers zero."""
-        if not 0 <= ip <= 0xFFFF or not 0 <= sp <= 0xFFFF:
-            raise BadInput("ip, sp", "are 16-bit offsets in real mode")
-        self._start(SystemRegisters.real_mode(), Registers(rip=ip, rsp=sp))
+        registers = Registers(rip=whole(ip, "ip", 0, 0xFFFF), rsp=whole(sp, "sp", 0, 0xFFFF))
+        self._start(SystemRegisters.real_mode(), registers)
 
     def start_protected_mode(self, eip: int, esp: int = 0) -> None:
         """32-bit protected mode, flat, no paging, interrupts off."""
-        if not 0 <= eip <= 0xFFFFFFFF or not 0 <= esp <= 0xFFFFFFFF:
-            raise BadInput("eip, esp", "are 32-bit addresses in protected mode")
-        self._start(SystemRegisters.protected_mode(), Registers(rip=eip, rsp=esp))
+        top = (1 << 32) - 1
+        registers = Registers(rip=whole(eip, "eip", 0, top), rsp=whole(esp, "esp", 0, top))
+        self._start(SystemRegisters.protected_mode(), registers)
 
     def start_long_mode(self, rip: int, rsp: int, cr3: int) -> None:
         """64-bit mode with the guest's own page tables at `cr3`, interrupts off."""
-        if cr3 % PAGE_SIZE:
-            raise BadInput("cr3", f"is the address of a page, not {cr3:#x}")
-        self._start(SystemRegisters.long_mode(cr3), Registers(rip=rip, rsp=rsp))
+        top = (1 << 64) - 1
+        registers = Registers(rip=whole(rip, "rip", 0, top), rsp=whole(rsp, "rsp", 0, top))
+        if (root := whole(cr3, "cr3", 0, top)) % PAGE_SIZE:
+            raise BadInput("cr3", f"is the address of a page, not {root:#x}")
+        self._start(SystemRegisters.long_mode(root), registers)
 
     def complete(self, data: bytes) -> None:
         """Answer the exit that asks for something. The guest sees it on the next `run`."""
@@ -210,9 +213,10 @@ class BaseVcpu(ABC):
         size = answer_size(self._pending)
         if size is None:
             raise BadInput("complete", "no exit is waiting for an answer: no IN, no MMIO read")
-        if len(data) != size:
-            raise BadInput("complete", f"the guest reads {size} byte(s), not {len(data)}")
-        self._answer(bytes(data))
+        answer = data if isinstance(data, bytes) else octets(data, "data")
+        if len(answer) != size:
+            raise BadInput("complete", f"the guest reads {size} byte(s), not {len(answer)}")
+        self._answer(answer)
 
     @property
     def handled(self) -> Counter[str]:
@@ -241,9 +245,8 @@ class BaseVcpu(ABC):
         """Keep a checked answer to the pending exit for the next entry."""
 
     def _start(self, system: SystemRegisters, registers: Registers) -> None:
-        self._check_open()
+        self.set_system(system)  # an engine may refuse it: nothing is forgotten before
         self._forget()
-        self.set_system(system)
         self.set_registers(registers)
 
     @abstractmethod
@@ -295,12 +298,6 @@ class BaseVm(ABC, Generic[AnyVcpu]):
     def _check_open(self) -> None:
         if self._closed:
             raise BadInput("vm", "is closed")
-
-    def _check_outside_ram(self, gpa: int, size: int) -> None:
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0:
-            raise BadInput("gpa, size", f"must be whole pages of {PAGE_SIZE} bytes")
-        if gpa < self.ram.size:
-            raise BadInput("gpa", f"{gpa:#x} lies in RAM, which ends at {self.ram.size:#x}")
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ from vmlib.cpu.engine import Vcpu, Vm
 from vmlib.cpu.exits import Exit
 from vmlib.cpu.guests import Guest, Line, load_guest
 from vmlib.errors import BadInput, GuestError
+from vmlib.given import names_bad_input
 
 RAM = "64K"
 USER_BASE = 0x400000
@@ -50,6 +51,7 @@ FALLS: Mapping[str, Fall] = MappingProxyType(
 """The eight ways, by name."""
 
 
+@names_bad_input
 def fall_guest(name: str = "page") -> Guest:
     """Return the guest that falls in this way (a key of FALLS)."""
     if name not in FALLS:
@@ -69,16 +71,19 @@ def fall_guest(name: str = "page") -> Guest:
     return replace(guest, code=b"".join(line.code for line in lines), listing=lines)
 
 
+@names_bad_input
 def user_address(guest: Guest, label: str) -> int:
     """Return where ring 3 finds the instruction with a label."""
     return USER_BASE + (guest.at or 0) + guest.line(label).offset
 
 
+@names_bad_input
 def kernel_address(guest: Guest, label: str) -> int:
     """Return where ring 0 finds the line with a label."""
     return (guest.at or 0) + guest.line(label).offset
 
 
+@names_bad_input
 def start_fall(vm: Vm, guest: Guest, by_steps: bool = False) -> Vcpu:
     """Load the guest, and run it to the instruction that drops to ring 3, which comes next.
 

@@ -12,6 +12,7 @@ from vmlib.cpu import events, gates
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.falls import RAM, fall_guest, kernel_address, start_fall
 from vmlib.cpu.linear import Fault, LinearMemory
+from vmlib.given import names_bad_input
 from vmlib.problems import checked_seed
 
 _VECTOR = 0x80
@@ -37,6 +38,7 @@ class GateProblem:
             "'none' if the handler runs, and with which error code?"
         )
 
+    @names_bad_input
     def mark(self, exception: str | None = None, error_code: int | None = None) -> str:
         """Mark an answer by delivering the event; say what is right and give nothing away.
 

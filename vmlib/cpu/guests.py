@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vmlib.errors import BadInput
+from vmlib.given import octets
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -71,9 +72,9 @@ class Guest:
     @classmethod
     def from_bytes(cls, code: bytes, name: str = "guest") -> "Guest":
         """Wrap any bytes, with a listing of them as far as they read as instructions."""
-        if not code:
+        if not (code := octets(code, "code")):
             raise BadInput("code", "is empty; a guest has at least one byte")
-        return cls(name, bytes(code), disassemble(bytes(code)))
+        return cls(name, code, disassemble(code))
 
 
 def load_guest(name: str) -> Guest:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from vmlib.cpu.guests import Guest, load_guest
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 
 RAM = "64K"
 DOORBELL = 0xC010
@@ -45,6 +46,7 @@ class Loop:
     handler: int
 
 
+@names_bad_input
 def loop_guest(*tries: str) -> Loop:
     """Return the guest that tries these, in order (keys of TRIES); by default "out"."""
     tries = tries or ("out",)

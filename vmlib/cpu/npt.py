@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from vmlib.errors import BadInput, GuestError
+from vmlib.given import names_bad_input
 from vmlib.memory import GuestRam, TableOutsideRam, translate
 from vmlib.units import PAGE_SIZE
 
@@ -31,6 +32,7 @@ class NestedTables:
         self.root = allocate()
         """Host-physical address of the top table: what N_CR3 holds."""
 
+    @names_bad_input
     def map(
         self, gpa: int, hpa: int, size: int, *, write: bool = True, execute: bool = True
     ) -> None:
@@ -41,11 +43,13 @@ class NestedTables:
         for offset in range(0, size, PAGE_SIZE):
             self._ram.write_u64(self.entry(gpa + offset), hpa + offset | rights)
 
+    @names_bad_input
     def unmap(self, gpa: int, size: int = PAGE_SIZE) -> None:
         """Let whole pages be not present."""
         for offset in range(0, size, PAGE_SIZE):
             self._ram.write_u64(self.entry(gpa + offset), 0)
 
+    @names_bad_input
     def entry(self, gpa: int) -> int:
         """Return the host-physical address of the last-level entry of `gpa`; make its tables."""
         table = self.root

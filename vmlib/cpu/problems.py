@@ -6,6 +6,7 @@ from functools import cached_property
 from vmlib.cpu.engines import open_vm
 from vmlib.cpu.exits import Exit, IoOut
 from vmlib.cpu.guests import Guest, add_guest
+from vmlib.given import names_bad_input
 from vmlib.problems import checked_seed, marked
 
 # Knuth's multiplicative hash: neighbouring seeds give operands that look unrelated, and it is
@@ -34,13 +35,13 @@ class AddProblem:
         """The guest itself; running it gives the answer."""
         return add_guest(self.a, self.b)
 
-    def mark(self, output: str | None = None, exits: int | None = None) -> str:
+    @names_bad_input
+    def mark(self, output: str | bytes | None = None, exits: int | None = None) -> str:
         """Mark an answer by running the guest; say what is right and give nothing away."""
         printed, returned = self._run()
-        said = None if output is None else str(output).strip()
         return marked(
             self.seed,
-            ("output", said, printed),
+            ("output", output, printed),
             ("exits", exits, returned),
             wrong="not what the guest does",
         )

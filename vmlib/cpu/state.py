@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 
 FLAG_BITS = {
     "CF": 0,
@@ -62,6 +63,7 @@ class Registers:
         ``"AX"`` gives 16 bits in hex, ``"EAX"`` 32, ``"RAX"`` 64; a flag such as ``"ZF"`` 0 or 1.
         `BadInput` for a name that is none of them.
         """
+        check_one(name, str, "register")
         if name in FLAG_BITS:
             return str(self.rflags >> FLAG_BITS[name] & 1)
         low = name.lower()

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from vmlib.cpu.engines import open_svm
 from vmlib.cpu.state import SystemRegisters
+from vmlib.given import names_bad_input
 from vmlib.problems import checked_seed
 from vmlib.units import PAGE_SIZE
 
@@ -41,6 +42,7 @@ class VmrunProblem:
             "what is missing and steps over what is intercepted. Which exits, in which order?"
         )
 
+    @names_bad_input
     def mark(self, exits: list[str] | None = None) -> str:
         """Mark an answer, names of exits in order, by running; give nothing away."""
         if exits is None:

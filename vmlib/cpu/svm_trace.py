@@ -12,6 +12,7 @@ from vmlib.cpu.guests import Guest, Line
 from vmlib.cpu.lanes_state import lanes_state, provenance
 from vmlib.cpu.state import Registers
 from vmlib.cpu.vmcb import SvmExit, Vmcb
+from vmlib.given import check_one
 from vmlib.trace import Recorder, Trace
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def record_vmrun(
 
     The recording ends after `limit` steps if the guest does not.
     """
+    check_one(vmcb, Vmcb, "vmcb")
+    check_one(guest, Guest, "guest")
+    check_one(answer, Answer, "answer")
+    check_one(at, int, "at")
     scribe = _Scribe(host, guest, at, title, registers)
     while len(scribe.recorder) < limit:
         ended = host.vmrun(vmcb.at, watch=scribe.watch)

@@ -15,10 +15,12 @@ Left out: AVIC, LBR virtualization, encryption (SEV), shadow stacks, MWAIT_CONDI
 
 import struct
 from dataclasses import dataclass
+from operator import index
 
 from vmlib.cpu.events import NAMES
 from vmlib.cpu.state import Segment, SystemRegisters, Table
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input, shown
 from vmlib.memory import GuestRam
 from vmlib.units import PAGE_SIZE
 
@@ -114,33 +116,43 @@ class Vmcb:
     Nothing is checked on the way in: VMRUN checks, as it does on hardware.
     """
 
+    @names_bad_input
     def __init__(self, ram: GuestRam, at: int) -> None:
         if at % PAGE_SIZE:
             raise BadInput("vmcb", f"starts at a page, not at {at:#x} (APM vol. 2, 15.5.1)")
         self._ram = ram
         self.at = at
 
+    @names_bad_input
     def __getitem__(self, field: str) -> int:
         at, size = _place(field)
         return int.from_bytes(self._ram.read(self.at + at, size), "little")
 
+    @names_bad_input
     def __setitem__(self, field: str, value: int) -> None:
         at, size = _place(field)
-        if not 0 <= value < 1 << 8 * size:
-            raise BadInput(field, f"has {size} byte(s), too few for {value:#x}")
-        self._ram.write(self.at + at, value.to_bytes(size, "little"))
+        try:
+            data = index(value).to_bytes(size, "little")
+        except TypeError:
+            raise BadInput(field, f"is {shown(value)}; it must be a whole number") from None
+        except OverflowError:
+            raise BadInput(field, f"has {size} byte(s), too few for {value:#x}") from None
+        self._ram.write(self.at + at, data)
 
+    @names_bad_input
     def segment(self, name: str) -> Segment:
         """Return a segment register of the save area."""
         selector, packed, limit, base = _SEGMENT.unpack(self._ram.read(self._segment_at(name), 16))
         return Segment(selector, base, limit, packed & 0xFF | (packed & 0xF00) << 4)
 
+    @names_bad_input
     def set_segment(self, name: str, segment: Segment) -> None:
         """Store one. The save area packs the attributes: bits 15..12 stand in 11..8."""
         packed = segment.attributes & 0xFF | segment.attributes >> 4 & 0xF00
         data = _SEGMENT.pack(segment.selector, packed, segment.limit, segment.base)
         self._ram.write(self._segment_at(name), data)
 
+    @names_bad_input
     def set_state(self, system: SystemRegisters, rip: int, rsp: int = 0, rflags: int = 2) -> None:
         """Fill the save area with a whole state. EFER.SVME is set, as VMRUN demands of a guest."""
         for name in ("ES", "CS", "SS", "DS", "FS", "GS", "TR"):
@@ -176,6 +188,7 @@ class Vmcb:
             efer=self["EFER"],
         )
 
+    @names_bad_input
     def intercept(self, *names: str, on: bool = True) -> None:
         """Set intercept bits by the names of their exits: ``"CPUID"``, ``"CR3_WRITE"``, ``"#UD"``.
 
@@ -188,11 +201,13 @@ class Vmcb:
             bit = 1 << code % 32
             self._ram.write(at, (vector | bit if on else vector & ~bit).to_bytes(4, "little"))
 
+    @names_bad_input
     def intercepts(self, name: str) -> bool:
         """Say whether an intercept bit is set."""
         code = _intercept(name)
         return bool(self._ram.read(self.at + code // 8, 1)[0] >> code % 8 & 1)
 
+    @names_bad_input
     def inject(self, kind: str, vector: int, error_code: int | None = None) -> None:
         """Have the next VMRUN deliver an event first. `kind` is a key of `EVENT_TYPES`; 15.20."""
         if kind not in EVENT_TYPES:
@@ -202,6 +217,7 @@ class Vmcb:
             event |= EVENT_HAS_ERROR | error_code << 32
         self["EVENTINJ"] = event
 
+    @names_bad_input
     def permit_msr(self, index: int, *, read: bool, write: bool) -> None:
         """Write the two bits of an MSR in the permission map at MSRPM_BASE_PA; 15.11.
 
@@ -230,6 +246,7 @@ _PHYSICAL = 1 << 40  # as far as the emulated processor's addresses reach
 _PE, _NW, _CD, _PG = 1 << 0, 1 << 29, 1 << 30, 1 << 31
 
 
+@names_bad_input
 def why_invalid(vmcb: Vmcb) -> str | None:
     """Return the rule that makes VMRUN refuse this VMCB with VMEXIT_INVALID, or None.
 
@@ -265,6 +282,7 @@ def why_invalid(vmcb: Vmcb) -> str | None:
     return next((rule for rule, broken in rules.items() if broken), None)
 
 
+@names_bad_input
 def exit_name(code: int) -> str:
     """Return the name of an exit code, or its number if it has none here."""
     return EXIT_CODES.get(code, hex(code))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one
+from vmlib.numbers import whole
 
 
 class Device(Protocol):
@@ -67,6 +69,8 @@ class Bus:
 
     def attach(self, device: Device, first: int, count: int) -> None:
         """Give a device `count` addresses from `first`; refuse what another one has."""
+        check_one(device, Device, "device")
+        first, count = whole(first, "first"), whole(count, "count")
         if count < 1 or first < 0 or first + count > self.size:
             where = f"{first:#x}+{count:#x} is not within 0x0..{self.size - 1:#x}"
             raise BadInput(f"{self.name} of {device.name}", where)

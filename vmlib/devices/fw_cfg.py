@@ -8,7 +8,8 @@ The guest writes a 16-bit key to the selector port 0x510 and then reads the item
 import struct
 from collections.abc import Mapping
 
-from vmlib.errors import BadInput
+from vmlib.given import check_one
+from vmlib.numbers import whole
 
 SELECTOR, COUNT = 0x510, 2
 SIGNATURE, ID, RAM_SIZE, NB_CPUS = 0x0000, 0x0001, 0x0003, 0x0005
@@ -23,8 +24,9 @@ class FwCfg:
 
     def __init__(self, ram_size: int, cpus: int = 1, items: Mapping[int, bytes] = {}) -> None:
         """`ram_size` in bytes. `items` adds keys, or replaces those that are here by default."""
-        if ram_size < 0 or not 1 <= cpus <= 0xFFFF:
-            raise BadInput("fw_cfg", f"{ram_size} bytes of RAM and {cpus} CPUs make no machine")
+        whole(ram_size, "ram_size", 0, (1 << 64) - 1)
+        whole(cpus, "cpus", 1, 0xFFFF)
+        check_one(items, Mapping, "items")
         self.items = {
             SIGNATURE: b"QEMU",
             ID: struct.pack("<I", 1),  # bit 0: this interface; bit 1 would be DMA

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 
 from vmlib.errors import BadInput
+from vmlib.numbers import whole
 
 PRIMARY, SECONDARY, COUNT = 0x20, 0xA0, 2
 LINES = 16
@@ -196,8 +197,8 @@ class PicPair:
 
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower line 0 to 15; line 2 is taken by the second chip."""
-        if not 0 <= line < LINES or line == CASCADE:
-            raise BadInput("line", f"is 0 to 15 and not {CASCADE}, which is the cascade: {line}")
+        if whole(line, "line", 0, LINES - 1) == CASCADE:
+            raise BadInput("line", f"is not {CASCADE}, which is the cascade")
         with self._lock:
             chip = self._first if line < 8 else self._second
             chip.set_line(line & 7, level)

@@ -17,6 +17,8 @@ breaks, parity and framing errors, and the DMA signals of the FIFOs.
 from collections import deque
 from collections.abc import Callable
 
+from vmlib.given import octets
+
 PORT, COUNT = 0x3F8, 8
 FIFO_DEPTH = 16
 
@@ -62,7 +64,7 @@ class Uart:
 
     def receive(self, data: bytes) -> None:
         """Let bytes arrive. What does not fit is lost, and LSR says so."""
-        for byte in data:
+        for byte in octets(data, "data"):
             self._arrive(byte)
         self._update()
 

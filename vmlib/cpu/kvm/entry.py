@@ -32,6 +32,7 @@ from vmlib.cpu.kvm import exits as kvm_exits
 from vmlib.cpu.kvm.calls import call, failure, run_ioctl, send_signal
 from vmlib.cpu.kvm.file import VcpuFile
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 from vmlib.memory import GuestRam
 
 KICK_SIGNAL = signal.SIGRTMIN + 5
@@ -75,6 +76,7 @@ class KvmEntry(BaseVcpu):
     def set_budget(self, budget: Budget) -> None:
         """Limit the time from now on. KVM does not count instructions."""
         self._check_mine()
+        check_one(budget, Budget, "budget")
         if budget.instructions is not None:
             require("kvm", "instructions")
         if self._watchdog is not None:

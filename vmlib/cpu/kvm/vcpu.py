@@ -31,14 +31,14 @@ from vmlib.cpu.kvm.calls import failure, run_ioctl
 from vmlib.cpu.kvm.entry import KvmEntry, here
 from vmlib.cpu.kvm.file import VcpuFile
 from vmlib.cpu.limits import (
-    check_addresses,
     check_registers,
     check_state,
     check_system,
     check_vector,
+    distinct_addresses,
 )
 from vmlib.cpu.state import EFER_LMA, Registers, SystemRegisters, VcpuState
-from vmlib.errors import BadInput, HostUnavailable, Unsupported
+from vmlib.errors import BadInput, HostUnavailable, Unsupported, VmlibError
 from vmlib.memory import GuestRam
 
 _HLT = b"\xf4"
@@ -135,9 +135,7 @@ class KvmVcpu(KvmEntry):
     def breakpoints(self, addresses: Iterable[int]) -> None:
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
         self._check_mine()
-        wanted = tuple(dict.fromkeys(addresses))
-        check_addresses(wanted)
-        self._breakpoints = wanted
+        self._breakpoints = distinct_addresses(addresses)
         self._arm()
 
     def intercept(self, *kinds: str) -> None:
@@ -183,8 +181,14 @@ class KvmVcpu(KvmEntry):
         check_system(system)
         self._settle()
         kept = self._file.registers()  # a string instruction in its midst goes on where it was
-        self._abandon()
+        if kvm_exits.is_unfinished(self._ahead):  # would KVM refuse it? then all is as it was
+            now = self._file.system()
+            self._file.set_system(system)
+            self._file.set_system(now)
+            self._abandon()
         self._file.set_system(system)
+        self._ahead = None
+        self._tune()
         self._file.set_registers(kept)
 
     def save(self) -> VcpuState:
@@ -200,6 +204,14 @@ class KvmVcpu(KvmEntry):
         """Become what `save` returned; `Unsupported` names what this host's KVM does not have."""
         self._check_mine()
         check_state(state)
+        before = self.save()
+        try:
+            self._become(state)
+        except VmlibError:  # KVM has taken some of it, and not the rest
+            self._become(before)
+            raise
+
+    def _become(self, state: VcpuState) -> None:
         self._forget()
         if self._irqchip:
             self._file.restore(state)

@@ -25,6 +25,8 @@ from vmlib.cpu.kvm.file import VcpuFile
 from vmlib.cpu.kvm.vcpu import KvmVcpu
 from vmlib.cpu.limits import check_doorbell
 from vmlib.errors import BadInput, HostUnavailable
+from vmlib.given import check_one
+from vmlib.numbers import whole
 from vmlib.units import format_size, parse_size
 
 __all__ = ["KvmVcpu", "KvmVm", "open_device"]
@@ -134,8 +136,8 @@ class KvmVm(BaseVm[KvmVcpu]):
         self._check_open()
         if not self._irqchip:
             raise BadInput("set_irq", "there is no interrupt controller; create_irqchip first")
-        if not 0 <= line < IRQ_LINES:
-            raise BadInput("line", f"is 0 to {IRQ_LINES - 1}, not {line}")
+        whole(line, "line", 0, IRQ_LINES - 1)
+        check_one(level, bool, "level")
         call(self._fd, abi.IRQ_LINE, abi.IRQ_LEVEL.pack(line, bool(level)))
 
     def _set_up(self) -> None:

@@ -44,7 +44,9 @@ from vmlib.cpu.vmcb import (
     why_invalid,
 )
 from vmlib.errors import BadInput, GuestError, SpecViolation, Unsupported
+from vmlib.given import check_one
 from vmlib.memory import GuestRam
+from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 TIMER = 100_000
@@ -90,6 +92,7 @@ class SvmHost:
 
     def allocate(self, pages: int = 1) -> int:
         """Return the host-physical address of fresh pages, zeroed."""
+        whole(pages, "pages", 1)
         at = self._next_page
         if at + pages * PAGE_SIZE > self.ram.size:
             raise BadInput("ram", f"has no {pages} page(s) left; give the host more")
@@ -110,6 +113,7 @@ class SvmHost:
 
     def nested_paging(self, vmcb: Vmcb) -> NestedTables:
         """Switch nested paging on for a VMCB and return its tables, empty."""
+        check_one(vmcb, Vmcb, "vmcb")
         tables = NestedTables(self.ram, self.allocate)
         vmcb["NP_ENABLE"], vmcb["N_CR3"] = 1, tables.root
         return tables
@@ -124,7 +128,8 @@ class SvmHost:
         host memory that is not there, `Unsupported` for intercepts that nobody here checks and
         for a guest's exception in virtual-8086 mode. The host can go on after each of them.
         """
-        if vmcb_pa % PAGE_SIZE or not 0 <= vmcb_pa <= self.ram.size - PAGE_SIZE:
+        whole(timer, "timer", 1)
+        if whole(vmcb_pa, "vmcb_pa") % PAGE_SIZE or not 0 <= vmcb_pa <= self.ram.size - PAGE_SIZE:
             rule = f"the VMCB at {vmcb_pa:#x} is not a page of memory: VMRUN raises #GP"
             raise SpecViolation("APM vol. 2, 15.5.1", rule)
         vmcb = Vmcb(self.ram, vmcb_pa)

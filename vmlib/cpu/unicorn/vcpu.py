@@ -8,17 +8,18 @@ from vmlib.cpu.capabilities import require
 from vmlib.cpu.engine import INTERCEPTS
 from vmlib.cpu.exits import Halt, MsrRead, MsrWrite
 from vmlib.cpu.limits import (
-    check_addresses,
     check_registers,
     check_state,
     check_system,
     check_vector,
+    distinct_addresses,
 )
 from vmlib.cpu.state import Registers, SystemRegisters, VcpuState
 from vmlib.cpu.unicorn import raw, state
 from vmlib.cpu.unicorn.home import Home
 from vmlib.cpu.unicorn.loop import EmulatorLoop
 from vmlib.errors import BadInput, Unsupported
+from vmlib.given import check_one
 
 
 class UnicornVcpu(EmulatorLoop):
@@ -76,8 +77,8 @@ class UnicornVcpu(EmulatorLoop):
         """Become what `save` returned, on this engine or another; a pending exit is forgotten."""
         self._check_open()
         check_state(saved)
+        state.write_xsave(self._emu, saved.xsave)  # may refuse: nothing is forgotten before
         self._forget()
-        state.write_xsave(self._emu, saved.xsave)
         state.write_msrs(self._emu, saved.msrs)
         state.write_debug(self._emu, saved.debug)
         state.write_system(self._emu, saved.system)
@@ -98,6 +99,7 @@ class UnicornVcpu(EmulatorLoop):
         """Limit time, instructions, or both, counted from now."""
         self._plain = False
         self._check_open()
+        check_one(budget, Budget, "budget")
         if self._watchdog is not None:
             self._watchdog.close()
         self._budget = budget
@@ -122,6 +124,7 @@ class UnicornVcpu(EmulatorLoop):
 
     def kick(self) -> None:
         """Make `run` return soon. Callable from any thread, at any time, and never lost."""
+        self._check_open()
         self._kicked = True
         self._stop_while(lambda: self._kicked)
 
@@ -129,8 +132,7 @@ class UnicornVcpu(EmulatorLoop):
         """Replace the debugger's breakpoints by these linear addresses, four at most."""
         self._plain = False
         self._check_open()
-        wanted = tuple(dict.fromkeys(addresses))
-        check_addresses(wanted)
+        wanted = distinct_addresses(addresses)
         for number in self._breakpoints.values():
             self._emu.unhook(number)
         self._breakpoints = {

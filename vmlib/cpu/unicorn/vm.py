@@ -26,12 +26,13 @@ from vmlib.cpu.engine import (
     ReadHandler,
     WriteHandler,
 )
-from vmlib.cpu.limits import check_doorbell, check_ports
+from vmlib.cpu.limits import check_doorbell, check_handlers, check_pages, check_ports
 from vmlib.cpu.unicorn import raw
 from vmlib.cpu.unicorn.home import REFUSED
 from vmlib.cpu.unicorn.turns import Turns
 from vmlib.cpu.unicorn.vcpu import UnicornVcpu
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 
 VERSION = raw.VERSION
 
@@ -90,6 +91,7 @@ class UnicornVm(BaseVm[UnicornVcpu]):
         """Have these ports handled inside `run`."""
         self._check_open()
         check_ports(first, count)
+        check_handlers(read, write)
         ports = range(first, first + count)
         if taken := [port for port in ports if port in self.reads or port in self.writes]:
             raise BadInput("ports", f"{taken[0]:#x} has a handler or a doorbell already")
@@ -100,7 +102,8 @@ class UnicornVm(BaseVm[UnicornVcpu]):
     def handle_memory(self, gpa: int, size: int, read: ReadHandler, write: WriteHandler) -> None:
         """Have these whole pages outside RAM handled inside `run`."""
         self._check_open()
-        self._check_outside_ram(gpa, size)
+        check_pages(gpa, size, self.ram.size)
+        check_handlers(read, write)
         for other, length, _, _ in self.regions:
             if gpa < other + length and other < gpa + size:
                 raise BadInput(
@@ -113,6 +116,7 @@ class UnicornVm(BaseVm[UnicornVcpu]):
         self._check_open()
         if controller is None:
             raise BadInput("controller", "the emulator has none of its own: give it a model of one")
+        check_one(controller, InterruptController, "controller")
         if self.vcpus:
             raise BadInput("irqchip", "must be there before the first vCPU")
         if self.controller is not None:
@@ -125,6 +129,7 @@ class UnicornVm(BaseVm[UnicornVcpu]):
         self._check_open()
         if self.controller is None:
             raise BadInput("irqchip", "there is none; call create_irqchip() first")
+        check_one(level, bool, "level")
         self.controller.set_irq(line, level)
 
     def _wake(self) -> None:
