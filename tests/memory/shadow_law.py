@@ -48,15 +48,18 @@ TABLES = 12
 """Pages 0 to 11 are tables: two roots first. What follows is data, up to a hole."""
 ROOTS = (0, 0x1000)
 WINDOW = 1 << 39
-"""Where the guest sees its own memory: 4 KiB pages, and behind them the same in a large one."""
+"""Where the guest sees its memory: 4 KiB pages, the same in a large one, and what is from HIGH."""
 LARGE = 1 << 21
+HIGH = 0x200
+"""The first page of memory that a large page may map as one: no table is there to begin with."""
 SLOTS = (
     Slot(0, 0, 0x10000, 0x700000),
     Slot(1, 0x10000, 0x8000, 0x600000),
     Slot(2, 0x1A000, 0x2000, 0x650000, readonly=True),
 )
-BIG = (Slot(0, 0, 0x200000, 0x400000),)
-END = 0x29000
+BIG = (Slot(0, 0, 0x400000, 0x400000),)
+PIECES = ((0, 0x29000), (HIGH * PAGE, (HIGH + 2) * PAGE))
+"""What there is to guest memory: the rest is never written."""
 
 
 class Law:
@@ -106,6 +109,7 @@ class Law:
         self.guest.write_u64(0x8000, 0x9000 | rights)
         self.guest.write_u64(0x9000, 0xA000 | rights)
         self.guest.write_u64(0x9008, rights | PS)
+        self.guest.write_u64(0x9010, HIGH * PAGE | rights | PS)
         for index in range(32):
             self.guest.write_u64(0xA000 + 8 * index, PAGE * index | rights)
 
@@ -244,35 +248,47 @@ class Law:
 
 
 class Snapshot:
-    """A copy of what there is of the guest's memory below its end, in the shape of a memory."""
+    """A copy of what there is of the guest's memory, in the shape of a memory."""
 
     def __init__(self, memory):
         self._slots = memory._slots
-        end = min(END, max(slot.end for slot in self._slots))
-        self._bytes = bytearray(end)
-        for slot in self._slots:
-            part = memory._host.read(slot.hva, min(slot.size, end - slot.gpa))
-            self._bytes[slot.gpa : slot.gpa + len(part)] = part
+        self._pieces = []
+        for first, end in PIECES:
+            piece = bytearray(end - first)
+            for slot in self._slots:
+                low, high = max(first, slot.gpa), min(end, slot.end)
+                if low < high:
+                    part = memory._host.read(slot.hva + low - slot.gpa, high - low)
+                    piece[low - first : high - first] = part
+            self._pieces.append(piece)
 
     def copy(self):
         twin = object.__new__(Snapshot)
-        twin._slots, twin._bytes = self._slots, bytearray(self._bytes)
+        twin._slots, twin._pieces = self._slots, list(map(bytearray, self._pieces))
         return twin
 
     def read_u64(self, gpa):
         if self._slots.find(gpa) is None:
             raise ValueError(gpa)
-        return int.from_bytes(self._bytes[gpa : gpa + 8], "little")
+        piece, at = self._place(gpa)
+        return int.from_bytes(piece[at : at + 8], "little")
 
     def write_u64(self, gpa, value):
         slot = self._slots.find(gpa)
         if slot is None:
             raise ValueError(gpa)
         if not slot.readonly:
-            self._bytes[gpa : gpa + 8] = value.to_bytes(8, "little")
+            piece, at = self._place(gpa)
+            piece[at : at + 8] = value.to_bytes(8, "little")
+
+    def _place(self, gpa):
+        for piece, (first, end) in zip(self._pieces, PIECES, strict=True):
+            if first <= gpa < end:
+                return piece, gpa - first
+        raise AssertionError(f"{gpa:#x} is in no piece")
 
     def __eq__(self, other):
-        return self._bytes == other._bytes
+        return self._pieces == other._pieces
 
     __hash__ = None
 

@@ -11,6 +11,7 @@ from engine_mmu import MARK, word
 
 from vmlib.cpu import Registers, Segment, SystemRegisters, open_svm
 from vmlib.memory import Map, build_tables
+from vmlib.memory.paging import A
 
 HOST, BASE, NESTED, GUEST = 16 << 20, 8 << 20, 4 << 20, 4 << 20
 ROOT = 0x10000
@@ -58,6 +59,12 @@ class NestedMmu:
     def hpa(self, gpa):
         """Where a byte of the guest's RAM was put when its nested tables were made."""
         return BASE + (self.order[gpa >> 12] << 12) + (gpa & 0xFFF)
+
+    def forget_accessed(self):
+        """Clear A in the nested tables above the leaves: the next walk has to set it again."""
+        pages = range(0, GUEST, 2 << 20)
+        for at in {self.nested.entry(self.ram, gpa, n) for gpa in pages for n in (4, 3, 2)}:
+            self.ram.write_u64(at, self.ram.read_u64(at) & ~A)
 
     def write(self, gpa, data):
         """Put bytes of one page into the guest's RAM."""

@@ -129,6 +129,7 @@ def one_image(record, levels, seed, seen, real_seen):
             many = walk_nested_many(ram, gvas, second, **asked)
             for n, gva in enumerate(gvas):
                 name = f"{levels}-level, {seed}: {access} {gva:#x} {how}"
+                mmu.forget_accessed()
                 draft = Draft(ram)
                 try:
                     found = walk_nested(draft, gva, second, **asked, set_ad=True)

@@ -201,6 +201,21 @@ def test_a_large_page_without_tables_stays_large():
     assert world.pager.walk(LARGE).page_size == 2 * MIB
 
 
+def test_a_table_in_a_large_page_takes_its_right_to_write():
+    """The large leaf is there before the table is one: a write through it must be seen."""
+    world = World(host_page=2 * MIB)
+    world.pager.set_slot(Slot(1, 0x80_0000, 2 * MIB, 2 * MIB))
+    world.pager.store(world.pte(LARGE, 2), 0x80_0087)
+    entry = LARGE + 0x5000
+    assert world.pager.store(entry, 0x8_1067).trap == "filled"
+    assert world.pager.store(entry, 0x8_1067).trap is None
+    assert world.pager.walk(entry, access="write").page_size == 2 * MIB
+    world.pager.store(world.pte(PAGES, 2), 0x80_5007)
+    assert world.pager.access(PAGES).gpa == 0x8_1000
+    assert world.pager.store(entry, 0x8_2067).trap == "emulated"
+    assert world.pager.access(PAGES).gpa == 0x8_2000
+
+
 def test_memory_that_is_not_there_is_mmio_and_a_read_only_slot_for_writes():
     world = World()
     done = world.pager.access(PAGES + 0x7008)

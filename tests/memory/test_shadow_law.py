@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from shadow_law import CR0, LARGE, PAGE, ROOTS, SLOTS, WINDOW, Law, entry_of
+from shadow_law import CR0, HIGH, LARGE, PAGE, ROOTS, SLOTS, WINDOW, Law, entry_of
 
 from vmlib.memory import KVM, OUT_OF_SYNC, WRITE_PROTECT, ShadowPager
 from vmlib.memory.paging import CR0_WP, NX, RW, US, A, D
@@ -149,6 +149,22 @@ class Guests(RuleBasedStateMachine):
         self.law.access(neighbour, access, cpl)
         self.law.access(neighbour, "write", cpl)
         self.law.write_entry(at, entry)
+
+    @rule(
+        page=st.sampled_from((HIGH, HIGH + 1)),
+        index=INDEX,
+        entries=st.lists(st.tuples(ENTRY, EVENT), min_size=1, max_size=3),
+    )
+    def a_table_in_a_large_page(self, page, index, entries):
+        at = WINDOW + 2 * LARGE + (page - HIGH) * PAGE + 8 * index
+        self.law.store(at, entry_of(12))
+        self.law.write_entry(3 * PAGE, entry_of(page))
+        for entry, event in entries:
+            self.law.access(index << 12 | 8)
+            self.law.store(at, entry)
+            self.law.event(event, index << 12)
+            self.law.access(index << 12 | 8)
+        self.law.write_entry(3 * PAGE, entry_of(4))
 
     @rule(index=INDEX, other=INDEX, table=st.sampled_from((5, 6, 7)), event=EVENT)
     def one_table_at_two_levels(self, index, other, table, event):
@@ -297,6 +313,13 @@ def trapped_by_strategy(self, gpa):
     return bool(self.pages.of(gpa)) and not self._strategy.out_of_sync
 
 
+def protect_small_pages(self, gpa):
+    """`protect` that thinks of leaves of 4 KiB only."""
+    for page, index in self._maps.get((1, gpa & -PAGE), ()):
+        at = page.hpa + 8 * index
+        self._host.write_u64(at, self._host.read_u64(at) & ~RW)
+
+
 def changed_only(self, page):
     """`_compare` that sees new addresses, not new rights."""
     for index, gpa in list(page.leaves.items()):
@@ -309,6 +332,11 @@ GET = ShadowTables.get
 MUTANTS = {
     "a written entry keeps its shadow": (ShadowTables, "table_written", nothing),
     "a new shadow page's table stays writable": (ShadowPages, "protect", nothing),
+    "a new shadow page's table stays writable in a large page": (
+        ShadowPages,
+        "protect",
+        protect_small_pages,
+    ),
     "INVLPG does nothing": (ShadowPager, "invlpg", nothing),
     "a load of CR3 compares nothing": (ShadowTables, "sync_below", nothing),
     "a load of CR3 protects, and compares nothing": (

@@ -1,6 +1,7 @@
 """Memory slots beside a picture of them page by page, and the way down to the host's memory."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,11 @@ def test_random_slots_beside_a_picture_page_by_page():
             slots.set(slot)
             rest |= {first + n: (number, hva + n * PAGE) for n in range(size)}
             picture = rest
-        at = rng.randrange(40 * PAGE)
-        expected = picture.get(at // PAGE)
-        assert slots.hva(at) == (expected[1] + at % PAGE if expected else None)
+        page = rng.randrange(40)
+        expected = picture.get(page)
+        for offset in (0, rng.randrange(PAGE), PAGE - 1):
+            wanted = expected[1] + offset if expected else None
+            assert slots.hva(page * PAGE + offset) == wanted
         assert len(slots) == len({owner for owner, _ in picture.values()})
     assert min(refused, done) > 200
 
@@ -113,6 +116,22 @@ def test_the_dirty_log_holds_each_page_once_and_forgets():
     slots.set(Slot(3, PAGE, 4 * PAGE, HVA))
     with pytest.raises(BadInput, match="keeps no dirty log"):
         slots.dirty_log(3)
+
+
+def test_a_log_goes_with_its_slot_and_outlives_a_move():
+    slots, logged = MemorySlots(), Slot(1, 0x1_0000, 0x4000, 0x40_0000, log_dirty=True)
+    slots.set(logged)
+    slots.hva(0x1_1000, "write")
+    slots.set(replace(logged, gpa=0x2_0000))
+    assert slots.dirty_log(1).tolist() == [0x2_1000]
+    slots.hva(0x2_1000, "write")
+    slots.set(replace(logged, log_dirty=False))
+    slots.set(logged)
+    assert slots.dirty_log(1).tolist() == []
+    slots.hva(0x1_1000, "write")
+    slots.remove(1)
+    slots.set(replace(logged, size=0x2000))
+    assert slots.dirty_log(1).tolist() == []
 
 
 # ---- Down to the host

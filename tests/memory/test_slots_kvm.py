@@ -177,6 +177,50 @@ def same_accesses(record, rng, vm, slots):
     record.show("pages in the dirty logs", ours["pages logged"], real["pages logged"])
 
 
+def same_at_the_edges(record, vm, slots):
+    """Loads and stores of the first and last byte of each slot, and of those beside."""
+    vcpu = vm.vcpu()
+    for slot in list(slots):
+        for gpa in (slot.gpa - 1, slot.gpa, slot.end - 1, slot.end):
+            for access in STUBS:
+                theirs = one_access(vcpu, access, gpa, 0x5A)
+                hva = slots.hva(gpa, access)
+                mine = ("MMIO", gpa) if hva is None else ("memory", ctypes.string_at(hva, 1)[0])
+                record.case(mine, theirs, f"{access} {gpa:#x}, at an edge of {slot}")
+
+
+def same_logs_of_slots_that_change(record, vm, slots):
+    """A page is written, and its slot moved, re-flagged, or removed and made anew."""
+    vcpu, slot = vm.vcpu(), next(one for one in slots if one.log_dirty)
+
+    def same_log(slot):
+        pages = slots.dirty_log(slot.number).tolist()
+        record.case(pages, kernel_log(vm, slot), f"log of {slot}")
+        return pages
+
+    def do(new):
+        """Set a slot; None removes the one that is written."""
+        if new:
+            slots.set(new)
+        else:
+            slots.remove(slot.number)
+        assert kernel_says(vm._fd, new or slot, new.size if new else 0) == TAKEN
+
+    same_log(slot)
+    away, silent = replace(slot, gpa=slot.gpa + 32 * PAGE), replace(slot, log_dirty=False)
+    for changes, left in (
+        ([away], [away.gpa + PAGE]),
+        ([silent, slot], []),
+        ([None, slot], []),
+    ):
+        assert one_access(vcpu, "write", slot.gpa + PAGE, 1)[0] == "memory"
+        slots.hva(slot.gpa + PAGE, "write")
+        for new in changes:
+            do(new)
+        assert same_log(changes[-1]) == left
+        do(slot)
+
+
 @pytest.mark.needs("kvm")
 def test_slots_beside_the_kernel_s(check):
     """Which calls are taken; memory or MMIO, and which byte; what the dirty logs hold."""
@@ -199,3 +243,5 @@ def test_slots_beside_the_kernel_s(check):
         same_calls(record, rng, vm, slots, room)
         settle(vm, slots, room)
         same_accesses(record, rng, vm, slots)
+        same_at_the_edges(record, vm, slots)
+        same_logs_of_slots_that_change(record, vm, slots)

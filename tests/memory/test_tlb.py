@@ -56,6 +56,12 @@ def without_pcids():
     return {**regs, "cr4": regs["cr4"] & ~PCIDE}
 
 
+def with_smep():
+    """Registers of a guest that has SMEP on."""
+    regs = World().regs[1, 1]
+    return {**regs, "cr4": regs["cr4"] | SMEP}
+
+
 def fault_at(mmu, gva):
     """A fault that the tables have no part in: a user's page to a supervisor, under SMAP."""
     mmu.mov_cr4(World().regs[0, 1]["cr4"] | SMAP)
@@ -146,6 +152,12 @@ RULES = [
         "MOV to CR4, SMEP from 0 to 1: this PCID",
         lambda mmu: mmu.mov_cr4(World().regs[0, 1]["cr4"] | SMEP),
         lambda m: m.vpid == 0 and m.pcid in (1, None) and m.kind == "linear",
+    ),
+    Rule(
+        "4.10.4.1",
+        "MOV to CR4, SMEP from 1 to 0 (in a guest): nothing",
+        lambda mmu: (mmu.vm_entry(**with_smep(), vpid=1), mmu.mov_cr4(with_smep()["cr4"] & ~SMEP)),
+        lambda m: False,
     ),
     Rule(
         "4.10.4.1",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vmlib.memory import Ept, GuestRam, Map, Npt, build_tables, translate_gpa
+from vmlib.memory.paging import NX
 from vmlib.memory.usual import usual_walk
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -64,6 +65,16 @@ def test_one_odd_entry_gives_it_up(kind, level, change):
         assert [(one.hpa, one.page_size) for one in walked] == [
             (hpa, found[1]) for hpa in found[0].tolist()
         ]
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["ept", "npt"])
+def test_a_fetch_gives_it_up_where_one_entry_forbids_it(kind, level):
+    ram, tables, second = nested(kind)
+    at = tables.entry(ram, int(gpas()[-1]), level)
+    ram.write_u64(at, ram.read_u64(at) & ~4 if kind == "ept" else ram.read_u64(at) | NX)
+    assert usual_walk(ram.u64, gpas(), second, "read")
+    assert usual_walk(ram.u64, gpas(), second, "fetch") is None
 
 
 def test_pages_of_two_sizes_and_addresses_beyond_the_tables():

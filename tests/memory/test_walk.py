@@ -527,6 +527,18 @@ def test_a_table_outside_ram_is_named(level, where):
     assert isinstance(caught.value, GuestError)
 
 
+@pytest.mark.parametrize("level", [4, 3, 2, 1])
+def test_each_bit_of_a_tables_address_counts(level):
+    """Bits 51:12 of CR3 and of each upper entry; from 17 on they lead out of this RAM."""
+    for bit in range(17, 52):
+        memory, cr3 = tables(), 1 << bit if level == 4 else 0x1000
+        if level < 4:
+            memory.write_u64(at(level + 1), 1 << bit | FULL)
+        with pytest.raises(TableOutsideRam) as caught:
+            walk(memory, GVA, **{**LONG, "cr3": cr3})
+        assert caught.value.gpa & -0x1000 == 1 << bit
+
+
 def test_a_32_bit_table_outside_ram_is_named():
     with pytest.raises(TableOutsideRam):
         walk(two_level(pde=0x10_0000 | FULL), 0x0040_5678, **TWO)

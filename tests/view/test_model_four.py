@@ -11,6 +11,7 @@ from vmlib.memory import (
     HostPages,
     four_controls,
     four_opening,
+    four_slots,
     record_four_example,
 )
 from vmlib.memory.four_example import ACCESSES, PLACES, POSITIONS
@@ -24,6 +25,8 @@ RUN = """list => {
   return list.map(([gva, position, access]) =>
     JSON.stringify(vmView.models.four.run(template, { gva, position, access }, given)));
 }"""
+KERNELS = 0xFFFF_8000_0000_0000
+"""Here the guest maps its memory from GPA 0 on."""
 WAYS = [(position, access) for position in POSITIONS for access in ACCESSES]
 
 
@@ -52,7 +55,14 @@ def addresses(chance: random.Random, n: int) -> list[int]:
 def test_the_model_equals_the_python(open_page: Any) -> None:
     """Whole traces: every sentence, address and counter, and where the figure opens."""
     chance, page = random.Random(4), open_page(figure())
-    inputs = [(f"{gva:#x}", *way) for way in WAYS for gva in [*PLACES, *addresses(chance, 400)]]
+    slots = [slot for place in POSITIONS for slot in four_slots(place, HOST.hvas)]
+    edges = {KERNELS + gpa + beside for slot in slots for gpa in (slot.gpa, slot.end)
+             for beside in (-1, 0)} - {KERNELS - 1}  # fmt: skip
+    inputs = [
+        (f"{gva:#x}", *way)
+        for way in WAYS
+        for gva in [*PLACES, *sorted(edges), *addresses(chance, 400)]
+    ]
     assert len(inputs) > 2400
     ends = set()
     for given, text in zip(inputs, page.evaluate(RUN, inputs), strict=True):

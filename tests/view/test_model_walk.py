@@ -175,3 +175,61 @@ def test_outcomes_on_spoiled_tables(open_page: Any) -> None:
             ends[trace.steps[-1].state["end"]["kind"]] += 1
     assert len(ends) >= 8, ends
     assert all(ends[kind] >= 10 for kind in ENDS), ends
+
+
+BITS = """([given, list]) => {
+  const { trace } = JSON.parse(document.querySelector("#p script").textContent);
+  const template = vmView.unpack(trace), [[name, host]] = given.hosts;
+  return list.map(([at, mask, gva, access]) => {
+    const words = host.words.slice(), i = 2 * words.filter((_, n) => n % 2 === 0).indexOf(at) + 1;
+    words[i] = (BigInt(`0x${words[i]}`) ^ BigInt(`0x${mask}`)).toString(16);
+    const mended = { ...given, hosts: [[name, { ...host, words }]] };
+    try {
+      const found = vmView.models.walk.run(template, { gva, guest: "it", host: "it", access }, mended);
+      const end = found.trace.steps[found.trace.steps.length - 1];
+      return [end.text, end.state.end.code, end.state.end.bit];
+    } catch (error) {
+      return error.message;
+    }
+  });
+}"""  # noqa: E501
+MASKS = [1 << n for n in range(64)] + [3 << 3, 5 << 3, 6 << 3, 7 << 3]
+
+
+@pytest.mark.parametrize(
+    ("host", "guest"),
+    [("none", "4K"), ("none", "2M"), ("none", "five"), ("ept", "4K"), ("ept-2M", "2M"),
+     ("ept-1G", "1G"), ("ept-five", "4K"), ("npt", "2M")],
+)  # fmt: skip
+def test_each_bit_of_each_entry_on_the_way(open_page: Any, host: str, guest: str) -> None:
+    """One bit wrong at a time, and each memory type: what is said of it is the same."""
+    at, page = example_host(host), open_page(figure())
+    memory, second, regs = at.memory, at.second, at.registers[guest]
+    gva, access, cpl = next(iter(PLACES)), "write", 3
+    how = {**regs, "access": access, "cpl": cpl, "maxphyaddr": MAXPHYADDR}
+
+    def record() -> Any:
+        return record_walk_nested(memory, gva, second, **how) if second else record_walk(
+            memory, gva, **how
+        )  # fmt: skip
+
+    shown = [step.state["cell"] for step in record().steps]
+    places = sorted({int(cell["at"], 16) for cell in shown if cell})
+    assert len(places) >= 3
+    inputs, real = [], []
+    for place in places:
+        for mask in MASKS:
+            inputs.append((f"{place:x}", f"{mask:x}", f"{gva:#x}", f"{access} {cpl} cold"))
+            word = memory.read_u64(place)
+            memory.write_u64(place, word ^ mask)
+            try:
+                last = record().steps[-1]
+                end = last.state["end"]
+                real.append([last.text, end["code"], end["bit"]])
+            except TableOutsideRam as error:
+                real.append(str(error))
+            memory.write_u64(place, word)
+    models = page.evaluate(BITS, [as_given(memory, second, regs), inputs])
+    for given, model, truth in zip(inputs, models, real, strict=True):
+        assert model == truth, given
+    assert len({str(one) for one in real}) > 8
