@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 JS = Path(__file__).parent / "js"
-CORE = ("core", "frame", "experiment", "choices", "predict")
+CORE = ("core", "frame", "guesses", "experiment", "choices", "predict")
 PARTS: dict[str, tuple[str, ...]] = {
     "walking": (),
     "model_add": (),

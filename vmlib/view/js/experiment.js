@@ -8,22 +8,6 @@
   const { h, inline } = vmView;
   const MODEL_NOTE = "computed in this page by the model";
 
-  // ✓ or ✗ with its word, so that neither shape nor colour stands alone.
-  vmView.mark = (right) => h("span", { class: "vm-mark" },
-    h("span", { "aria-hidden": "true" }, right ? "✓" : "✗"),
-    h("span", { class: "vm-hidden" }, right ? " (right)" : " (not so)"));
-
-  const plain = (text) => String(text).trim().replace(/\s+/g, " ").toLowerCase();
-
-  // Numbers may be written 0x10, 1 000 or 3,5; text is compared without case and outer blanks.
-  vmView.number = (text) => {
-    const tidy = String(text).trim().replace(/[\s_\u2009\u202f]/g, "").replace(/^(-?\d+),(\d+)$/, "$1.$2");
-    return tidy === "" ? NaN : Number(tidy);
-  };
-  vmView.agrees = (guess, truth, tolerance = 0) => typeof truth === "number"
-    ? Math.abs(vmView.number(guess) - truth) <= tolerance
-    : plain(guess) === plain(truth);
-
   vmView.experiment = (player) => {
     const { data } = player;
     const model = data.model ? vmView.models[data.model] : null;
@@ -33,11 +17,7 @@
     if (!inputs.length && !ask.length) return null;
     const template = vmView.unpack(data.trace);
     let answers = null, open = false;
-
-    const help = h("p", { class: "vm-help", role: "alert" });
-    const verdict = h("div", { class: "vm-verdict", "aria-live": "polite" });
-    const commit = h("button", { type: "submit", class: "vm-commit" }, "Commit");
-    const tell = h("button", { type: "button", class: "vm-quiet", onclick: () => reveal(false) }, "show me");
+    const { form, help, verdict, complete, tell, close: shut } = vmView.guesses(player, truth, reveal);
 
     // A number, one of several (`kind: "select"`, with options), a switch (`kind: "toggle"`), an
     // address in hexadecimal (`kind: "address"`, with places worth a visit), a slider (`kind: "range"`),
@@ -71,37 +51,18 @@
         input.kind === "toggle" ? [box, label] : [label, box, shown],
         places.length ? h("span", { class: "vm-places", role: "group", "aria-label": "addresses worth a visit" }, places) : null) };
     });
-    const guesses = ask.map((question) => {
-      const id = `${player.name}-ask-${question.key}`;
-      const box = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false",
-        inputmode: question.kind === "number" ? "numeric" : "text", oninput: () => help.replaceChildren() });
-      return { question, box, field: h("p", { class: "vm-field" }, h("label", { for: id },
-        inline(question.question)), box) };
-    });
-    const form = h("form", { class: "vm-experiment", novalidate: true, onsubmit: (event) => {
-      event.preventDefault();
-      reveal(true);
-    } },
-      knobs.length ? h("fieldset", { class: "vm-inputs" }, h("legend", {}, "Try"), knobs.map((k) => k.field)) : null,
-      ask.length ? h("fieldset", { class: "vm-ask" }, h("legend", {}, "Predict"),
-        guesses.map((g) => g.field), h("p", { class: "vm-acts" }, commit, tell)) : null,
-      help, verdict);
-
     // Say what is wrong with an input and what would be right; null when nothing is.
     function trouble({ input, box }) {
-      if (input.check) {
-        const said = input.check(box.value);
-        if (said) box.setAttribute("aria-invalid", "true");
-        else box.removeAttribute("aria-invalid");
-        return said;
-      }
-      if (input.kind) return null;
-      const value = box.value.trim() === "" ? NaN : Number(box.value);
-      const wrong = !Number.isInteger(value) || value < input.min || value > input.max;
-      box.toggleAttribute("aria-invalid", wrong);
-      if (wrong) box.setAttribute("aria-invalid", "true");
-      return wrong ? `${input.label || input.key} must be a whole number from ${input.min} to ${input.max}; ` +
-        "the figure still shows the last one that was." : null;
+      const said = input.check ? input.check(box.value) : input.kind ? null : notWhole(input, box.value);
+      if (said) box.setAttribute("aria-invalid", "true");
+      else box.removeAttribute("aria-invalid");
+      return said;
+    }
+
+    function notWhole({ key, label, min, max }, text) {
+      const value = text.trim() === "" ? NaN : Number(text);
+      if (Number.isInteger(value) && value >= min && value <= max) return null;
+      return `${label || key} must be a whole number from ${min} to ${max}; the figure still shows the last one that was.`;
     }
 
     // A new setting closes the verdict; a slider that is dragged on after it was told keeps it up to date.
@@ -114,7 +75,7 @@
       if (!sliding) close();
       compute(true);
       verdict.setAttribute("aria-live", sliding ? "off" : "polite"); // the sentence of the step speaks
-      if (sliding) verdict.replaceChildren(...told(false));
+      if (sliding) tell(false);
     }
 
     // What a scene may do to an input, or to several at once: the same as the reader's own hand.
@@ -156,29 +117,13 @@
       player.setTrace(trace, stay ? trace.steps.length - 1 : result.start ?? data.start ?? 0);
     }
 
-    const truth = ({ question }) =>
-      answers && question.key in answers ? answers[question.key] : question.answer;
-
-    // An answer as the reader should see it: a printed text shows its newline.
-    const say = (value) => h("code", {}, typeof value === "number" ? String(value) : vmView.visible(value));
-
-    // The verdict: each question with its answer, beside the guess if there was one.
-    function told(committed) {
-      const answered = guesses.map((guess) => {
-        const right = vmView.agrees(guess.box.value, truth(guess), guess.question.tolerance);
-        return h("p", {}, committed ? vmView.mark(right) : null, h("span", { class: "vm-asked" }, inline(guess.question.question)),
-          committed ? [" You said ", say(guess.box.value.trim()), " · it is "] : " It is ", say(truth(guess)), ".");
-      });
-      return [...answered, h("p", { class: "vm-acts" }, h("button", { type: "button", class: "vm-quiet", onclick: () => {
-        player.go(0, "reader");
-        player.play();
-      } }, "watch it from the start"))];
+    function truth(question) {
+      return answers && question.key in answers ? answers[question.key] : question.answer;
     }
 
     function close() {
       open = false;
-      verdict.replaceChildren();
-      player.element.classList.toggle("vm-veiled", ask.length > 0);
+      shut();
     }
 
     function reveal(committed) {
@@ -187,23 +132,16 @@
         help.textContent = trouble(bad);
         return bad.box.focus();
       }
-      const missing = committed && guesses.find((g) => g.box.value.trim() === "" ||
-        (g.question.kind === "number" && Number.isNaN(vmView.number(g.box.value))));
-      if (missing) {
-        help.textContent = missing.question.kind === "number"
-          ? "Write a number as your guess; any number will do, it only has to be yours."
-          : "Write down your guess first; it only has to be yours.";
-        return missing.box.focus();
-      }
+      if (committed && !complete()) return;
       help.textContent = "";
       open = true;
-      player.element.classList.remove("vm-veiled");
-      verdict.replaceChildren(...told(committed));
+      tell(committed);
       player.go(player.length - 1, "reader");
     }
 
     compute(false);
-    if (ask.length) player.element.classList.add("vm-veiled");
-    return { form, set, get open() { return open; } };
+    const trying = knobs.length ? h("fieldset", { class: "vm-inputs" }, h("legend", {}, "Try"),
+      knobs.map((knob) => knob.field)) : null;
+    return { form: form(trying), set };
   };
 })();

@@ -72,11 +72,9 @@
         boxes[0].focus();
         return null;
       }
-      const text = boxes[0].value.trim();
-      if (text && !(typeof data.answer === "number" && Number.isNaN(vmView.number(text)))) return text;
-      help.textContent = typeof data.answer === "number"
-        ? "Write a number as your guess; a rough one will do."
-        : "Write down your guess first; a wrong one teaches more than none.";
+      const lacking = vmView.lacking(boxes[0].value, typeof data.answer === "number");
+      if (!lacking) return boxes[0].value.trim();
+      help.textContent = lacking;
       boxes[0].focus();
       return null;
     }
