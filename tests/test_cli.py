@@ -1,6 +1,7 @@
 """`python -m vmlib run` as a shell sees it: what is on stdout, on stderr, and the exit status."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -84,10 +85,42 @@ def test_bytes_reach_stdout_at_once(flat):
             running.kill()
 
 
+def test_a_reader_that_goes_away_ends_the_guest_without_a_word(flat):
+    """As `head` does: the guest writes on, and SIGPIPE ends the process."""
+    code = bytes.fromhex("ba f8 03 b0 41 ee eb fd")
+    command = [sys.executable, "-m", "vmlib", "run", "--budget", "20s", "--flat", flat(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout.read(1) == b"A"
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == -signal.SIGPIPE
+
+
+def test_an_interrupt_from_the_keyboard_ends_a_guest_that_never_leaves(flat):
+    code = bytes.fromhex("ba f8 03 b0 41 ee") + LOOP
+    command = [sys.executable, "-m", "vmlib", "run", "--budget", "20s", "--flat", flat(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            assert running.stdout.read(1) == b"A"
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert (running.returncode, said) == (-signal.SIGINT, b"")
+
+
 @pytest.mark.parametrize("value", [0, 1, 0x10, 0x7F])
 def test_the_debug_exit(flat, value):
     done = vmlib("run", "--flat", flat(bytes([0xB0, value, 0xE6, 0xF4]) + LOOP))
     assert done.returncode == value << 1 | 1
+
+
+@pytest.mark.parametrize("status", [125, 69])
+def test_a_status_that_the_guest_chose_is_not_a_message(flat, status):
+    """These are also what a spent budget and a host that cannot are told by."""
+    code = bytes([0xB0, status >> 1, 0xE6, 0xF4])
+    done = vmlib("run", "--quiet", "--flat", flat(code))
+    assert (done.returncode, done.stderr) == (status, b"")
 
 
 def test_a_debug_exit_of_four_bytes(flat):
@@ -120,6 +153,12 @@ def test_a_spent_budget(flat, budget):
     done = vmlib("run", "--quiet", "--budget", budget, "--flat", flat(LOOP))
     assert done.returncode == 125
     assert b"used up" in done.stderr
+
+
+def test_an_empty_file_is_no_guest(flat):
+    done = vmlib("run", "--budget", "1s", "--flat", flat(b""))
+    assert done.returncode == 2
+    assert b"guest.bin: is empty" in done.stderr
 
 
 def test_a_guest_that_waits_for_nothing(flat):

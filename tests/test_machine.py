@@ -3,12 +3,26 @@ import threading
 import pytest
 
 from vmlib.__main__ import main
-from vmlib.cpu import ENGINES, BudgetSpent, Guest, Halt, IoIn, Kicked, Mmio, add_guest, load_guest
+from vmlib.cpu import (
+    ENGINES,
+    BudgetSpent,
+    Guest,
+    Halt,
+    IoIn,
+    IoOut,
+    Kicked,
+    Mmio,
+    add_guest,
+    load_guest,
+)
 from vmlib.errors import BadInput
-from vmlib.machine import Machine
+from vmlib.machine import COM1, Board, Machine
 from vmlib.trace import Trace
 
 pytestmark = pytest.mark.needs("unicorn")
+engines = pytest.mark.parametrize(
+    "engine", [pytest.param(x, marks=pytest.mark.needs(x)) for x in ENGINES]
+)
 
 
 def test_a_machine_runs_a_guest_to_its_end():
@@ -23,6 +37,20 @@ def test_it_can_be_loaded_again():
     with Machine() as machine:
         for a, printed in ((1, b"2\n"), (99, b"100\n"), (3, b"4\n")):
             assert machine.load(add_guest(a, 1)).run().output == printed
+
+
+def test_a_recording_shows_the_output_of_its_own_guest_alone():
+    with Machine() as machine:
+        machine.load(add_guest(200, 100)).run()
+        trace = machine.load(add_guest(2, 2)).record()
+    assert trace.steps[-1].state["output"] == "4\n"
+
+
+def test_loading_sets_the_interrupt_controller_back():
+    """mov al, 0xfe; out 0x21, al; out 0xf4, al. Then in al, 0x21; out 0xf4, al: the mask."""
+    with Machine(irqchip=True) as machine:
+        assert machine.load(bytes.fromhex("b0 fe e6 21 e6 f4")).run().status == 0xFD
+        assert machine.load(bytes.fromhex("e4 21 e6 f4")).run().status == 1
 
 
 def test_labs_have_a_budget_by_default():
@@ -59,6 +87,7 @@ def test_a_recording_that_would_not_end():
         trace = machine.load(b"\xeb\xfe").record(limit=40)
     assert len(trace.steps) == 41
     assert trace.steps[-1].event == "end"
+    assert trace.steps[-1].text == "The recording ends after 40 steps."
 
 
 def test_a_recording_ends_with_the_guest_that_misbehaves():
@@ -184,6 +213,44 @@ def test_string_output_in_items_of_two_bytes():
     assert seen == [(2, 0x2211), (2, 0x4433)]
 
 
+@engines
+def test_string_input_of_several_items_in_one_exit_or_more(engine):
+    """mov dx, 0x510; out dx, ax (AX is 0); inc dx; mov di, 0x2000; mov cx, 4; rep insb; hlt.
+
+    fw_cfg's item 0 is its signature. KVM asks for all four bytes at once.
+    """
+    with Machine(engine) as machine:
+        machine.load(bytes.fromhex("ba 10 05 ef 42 bf 00 20 b9 04 00 f3 6c fa f4"))
+        assert machine.run().status == 0
+        assert machine.ram.read(0x2000, 5) == b"QEMU\0"
+
+
+def test_a_board_serves_the_items_of_one_exit_in_order():
+    sent = bytearray()
+    board = Board(0x10000, sent.extend)
+    assert board.serve(IoOut(0x510, 2, b"\5\0\0\0")) is None  # NB_CPUS, then the signature
+    assert board.serve(IoIn(0x511, 1, 4)) == b"QEMU"
+    assert board.serve(IoOut(COM1, 1, b"abc")) is None
+    assert sent == b"abc"
+
+
+def test_what_arrives_waits_until_the_guests_access_is_done():
+    """One access after the other at the serial port, whichever thread makes it."""
+
+    def console(_):
+        arriving.start()
+        arriving.join(0.2)  # as long as it could take: it has to wait for this very access
+        waits.append(arriving.is_alive())
+
+    waits = []
+    board = Board(0x10000, console)
+    arriving = threading.Thread(target=board.receive, args=(b"x",))
+    board.serve(IoOut(COM1, 1, b"a"))
+    arriving.join()
+    assert waits == [True]
+    assert board.serve(IoIn(COM1, 1)) == b"x"
+
+
 def test_an_irqchip_keeps_the_controllers_ports_and_the_halt_inside():
     """The same guest: without, HLT and each OUT to the controller are exits; with, none is."""
     with Machine(irqchip=True, open_bus=True, budget="20s") as machine:
@@ -210,7 +277,7 @@ def test_an_irqchip_keeps_the_controllers_ports_and_the_halt_inside():
         assert machine.vcpu.exits["IO"] == 8  # seven letters and the line status
 
 
-@pytest.mark.parametrize("engine", [pytest.param(x, marks=pytest.mark.needs(x)) for x in ENGINES])
+@engines
 def test_an_msr_that_was_asked_for_and_is_not_modelled_is_refused(engine):
     """RDMSR faults, and the handler of vector 13 halts."""
     with Machine(engine) as machine:
@@ -220,6 +287,27 @@ def test_an_msr_that_was_asked_for_and_is_not_modelled_is_refused(engine):
         machine.vcpu.intercept("msr")
         ran = machine.run()
         assert [one.reason for one in ran.exits] == ["X86_RDMSR", "HLT"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_hypercall_gets_kvms_answer_whoever_gives_it(asked):
+    """vmmcall; hlt: nobody knows the call, -KVM_ENOSYS (linux/kvm_para.h)."""
+    with Machine() as machine:
+        machine.load(bytes.fromhex("0f 01 d9 fa f4"))
+        if asked:
+            machine.vcpu.intercept("hypercall")
+        assert machine.run().counts == ({"HYPERCALL": 1, "HLT": 1} if asked else {"HLT": 1})
+        assert machine.vcpu.registers().rax == (1 << 64) - 1000
+
+
+def test_a_machine_that_is_asked_by_cpuid_announces_nothing():
+    """or eax, -1; mov ebx, eax; mov edx, eax; xor ecx, ecx; cpuid; hlt."""
+    with Machine() as machine:
+        machine.load(bytes.fromhex("66 83 c8 ff 66 89 c3 66 89 c2 66 31 c9 0f a2 fa f4"))
+        machine.vcpu.intercept("cpuid")
+        assert machine.run().counts == {"CPUID": 1, "HLT": 1}
+        after = machine.vcpu.registers()
+    assert (after.rax, after.rbx, after.rcx, after.rdx) == (0, 0, 0, 0)
 
 
 def test_a_console_gets_the_bytes_as_they_come():

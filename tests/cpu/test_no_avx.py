@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from kvm_guests import CODE
 
-from vmlib.cpu import Halt, IoOut
+from vmlib.cpu import Budget, Halt, IoOut
 
 OSFXSR, OSXSAVE = 1 << 9, 1 << 18
 SAYS_UD, SAYS_GP = "e6 06 f4", "e6 0d f4"  # out 6, al; hlt, or out 13, al; hlt
@@ -27,6 +27,7 @@ def on(guest):
     vcpu = guest("f4", bits=64, gates={6: SAYS_UD, 13: SAYS_GP})
     system = vcpu.system()
     vcpu.set_system(replace(system, cr4=system.cr4 | OSFXSR | OSXSAVE))
+    vcpu.set_budget(Budget())  # some tests here are thousands of runs
     return vcpu
 
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from vmlib.devices import Bus, PicPair
+from vmlib.devices.pic import Pic8259
 from vmlib.errors import BadInput
 
 EOI = 0x20
@@ -57,6 +58,7 @@ def test_an_edge_is_one_request_however_long_the_line_is_high(pic):
     pic.set_irq(4, True)
     pic.set_irq(4, True)
     assert pic.acknowledge() == 0x24
+    pic.set_irq(4, True)
     pic.write(0x20, 1, EOI)
     assert not pic.pending()
     pic.set_irq(4, False)
@@ -253,12 +255,29 @@ def test_special_mask_mode_lets_all_but_the_masked_through(pic):
     assert isr(pic) == 0x42
 
 
+def test_in_special_mask_mode_a_non_specific_eoi_passes_over_a_masked_line(pic):
+    """Data sheet, *End of Interrupt*: an IS bit that IMR masks is not cleared by it then."""
+    pulse(pic, 1)
+    pic.acknowledge()
+    pic.write(0x21, 1, 0x02)
+    pic.write(0x20, 1, 0x68)
+    pulse(pic, 6)
+    pic.acknowledge()
+    for _ in range(2):
+        pic.write(0x20, 1, EOI)
+        assert isr(pic) == 0x02, "line 6 ends, line 1 stays"
+    pic.write(0x20, 1, 0x48)
+    pic.write(0x20, 1, EOI)
+    assert isr(pic) == 0
+
+
 def test_poll_acknowledges_by_a_read(pic):
     pic.write(0x20, 1, 0x0C)
     assert pic.read(0x20, 1) == 0
     pulse(pic, 6)
     pic.write(0x20, 1, 0x0C)
     assert pic.read(0x20, 1) == 0x86
+    assert not pic.pending(), "a poll is an acknowledge: INT falls"
     assert isr(pic) == 0x40
 
 
@@ -317,6 +336,24 @@ def test_who_is_woken_may_use_the_controller_from_another_thread(pic):
     pic.notify(wake)
     pulse(pic, 4)
     assert read == [0]
+
+
+def test_a_guests_access_waits_until_a_line_is_raised(pic, monkeypatch):
+    """Raising a line reads and writes IRR, and so does an acknowledge."""
+    set_line, waits = Pic8259.set_line, []
+    reading = threading.Thread(target=pic.read, args=(0x20, 1))
+
+    def while_another_reads(chip, line, level):
+        if line == 4:
+            reading.start()
+            reading.join(0.2)  # as long as it could take: it has to wait for this
+            waits.append(reading.is_alive())
+        set_line(chip, line, level)
+
+    monkeypatch.setattr(Pic8259, "set_line", while_another_reads)
+    pic.set_irq(4, True)
+    reading.join()
+    assert waits == [True]
 
 
 def test_the_pair_is_two_devices_of_a_bus(pic):

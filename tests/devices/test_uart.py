@@ -65,6 +65,17 @@ def test_dlab_swaps_two_registers_for_the_divisor(board):
     assert board[RBR_THR] == 1
 
 
+def test_dlab_swaps_no_other_register(board):
+    board[LCR] = DLAB
+    board[IIR_FCR] = 1
+    board[SCR] = 0x5A
+    assert (board[IIR_FCR], board[SCR]) == (0xC1, 0x5A)
+    board[MCR] = LOOP | 0x02
+    assert board[MCR] == LOOP | 0x02
+    board[LCR] = 3
+    assert (board[LCR], board[IIR_FCR]) == (3, 0xC1)
+
+
 def test_scratch_keeps_a_byte(board):
     board[SCR] = 0xA5
     assert board[SCR] == 0xA5
