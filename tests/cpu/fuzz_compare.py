@@ -10,12 +10,13 @@ from fuzz_guest import (
     FLAGS,
     GPRS,
     MEMORY,
-    MMX,
     MXCSR,
     NONE,
     PAD,
+    ST,
     VECTOR,
     WORD,
+    X87,
     XMM,
     Batch,
 )
@@ -34,13 +35,19 @@ class Difference:
     xmms: set[tuple[int, int]] = field(default_factory=set)
     """Registers with the lanes of 32 bits in them."""
     mmx: set[int] = field(default_factory=set)
+    """MMX registers, which are the significands of x87's; by their place above TOP."""
+    exponents: set[int] = field(default_factory=set)
+    """x87 registers by their sign and exponent."""
+    x87: int = 0
+    """FCW in the lowest 16 bits, FSW in the next, then a bit for each register in use."""
     memory: bool = False
     fault: bool = False
     """The vector, error code, RIP or CR2 of an exception, or the place that was reached."""
 
     def __bool__(self) -> bool:
-        registers = self.gprs or self.mmx or self.xmms
-        return bool(self.flags or self.mxcsr or registers or self.memory or self.fault)
+        registers = self.gprs or self.mmx or self.exponents or self.xmms
+        masks = self.flags or self.mxcsr or self.x87
+        return bool(masks or registers or self.memory or self.fault)
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -73,8 +80,11 @@ class Trial:
                 first = (offset - XMM) % 16 // 4
                 lanes = (first + half for half in (0, 1) if xor >> 32 * half & 0xFFFFFFFF)
                 out.xmms.update(((offset - XMM) // 16, lane) for lane in lanes)
-            elif offset >= MMX:
-                out.mmx.add((offset - MMX) // WORD)
+            elif offset >= ST:
+                half = out.exponents if offset % 16 else out.mmx
+                half.add((offset - ST) // 16)
+            elif offset == X87:
+                out.x87 = xor
             else:
                 out.fault = True
         return out
@@ -136,11 +146,12 @@ def _name(offset: int) -> str:
         return GPRS[offset // WORD]
     if offset >= MEMORY:
         return f"memory+{offset - MEMORY}"
-    if MMX <= offset < XMM:
-        return f"mm{(offset - MMX) // WORD}"
+    if ST <= offset < XMM:
+        return f"st{(offset - ST) // 16}+{offset % 16}"
     if offset >= XMM:
         return f"xmm{(offset - XMM) // 16}+{offset % 16}"
     names = {FLAGS: "rflags", VECTOR: "vector", ERROR: "error", PAD: "pad", MXCSR: "mxcsr"}
+    names[X87] = "tags, fsw, fcw"
     return names.get(offset, f"+{offset:#x}")
 
 

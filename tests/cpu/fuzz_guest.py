@@ -6,8 +6,8 @@ back through the guest's own IDT: ring 0 notes vector, error code, RIP and CR2, 
 the instruction. Both engines run the same bytes at the same addresses, so that to compare them is
 to compare RAM.
 
-Left out: x87, of which only the MMX registers are seen; segment registers; AVX and what lies above
-SSE in a vector register.
+x87, MMX and SSE go in and out by FXRSTOR64 and FXSAVE64, as their area lies in the record. Left
+out: segment registers; AVX and what lies above SSE in a vector register.
 """
 
 import struct
@@ -20,18 +20,19 @@ from vmlib.cpu import Budget, Mmio, Registers, Segment, SystemRegisters, Table, 
 
 PAGE, WORD = 1 << 21, 8
 # Guest-physical: ring 0's own, code that nobody may write, data that nobody may execute.
-CODE_GPA, DATA_GPA, RAM = PAGE, 2 * PAGE, 6 * PAGE
+CODE_GPA, DATA_GPA, RAM = PAGE, 2 * PAGE, 7 * PAGE
 # Guest-virtual, out of the way of small numbers; below 2 GiB, so that a disp32 reaches it.
-CODE, DATA, DOOR = 0x10200000, 0x10400000, 0x11000000
+CODE, DATA, DOOR = 0x10200000, 0x10400000, 0x11400000
 SLOTS, SLOT = CODE + 0x1000, 64
-RECORDS, RECORD = DATA + 0x1000, 0x300
+RECORDS, RECORD = DATA + 0x1000, 0x400
 BATCH = 8192
 
 # A slot: a pad, the instruction with a jump behind it, another pad. A pad says that it was reached.
 INSTRUCTION, PADS, BEHIND = 0x10, (0x00, 0x30), b"\xf4"  # HLT, which ring 3 may not
 # A record: where things are in it. GPRs stand first, in the processor's order.
-FLAGS, TARGET, VECTOR, ERROR, FAULT_RIP, CR2, PAD, MXCSR = range(0x80, 0xC0, WORD)
-MMX, XMM, MEMORY = 0xC0, 0x100, 0x200
+FLAGS, TARGET, VECTOR, ERROR, FAULT_RIP, CR2, PAD = range(0x80, 0xB8, WORD)
+# Then the area of FXSAVE64 (Intel SDM vol. 1, 10.5.1): FCW, FSW and tags in its first word.
+X87, POINTERS, MXCSR, ST, XMM, AREA_END, MEMORY = 0x100, 0x108, 0x118, 0x120, 0x1A0, 0x2A0, 0x300
 _OLD = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
 GPRS = (*_OLD, *(f"r{number}" for number in range(8, 16)))
 NONE = (1 << 64) - 1
@@ -66,15 +67,6 @@ class Code:
         rex = 0x48 | (reg >> 3) << 2
         self.code += struct.pack("<BBBi", rex, opcode, 0x83 | (reg & 7) << 3, offset)
 
-    def xmm_at_rbx(self, opcode: int, reg: int, offset: int) -> None:
-        """MOVUPS between xmm `reg` and [rbx + offset]: opcode 0x10 loads, 0x11 stores."""
-        rex = 0x40 | (reg >> 3) << 2
-        self.code += struct.pack("<BBBBi", rex, 0x0F, opcode, 0x83 | (reg & 7) << 3, offset)
-
-    def mmx_at_rbx(self, opcode: int, reg: int, offset: int) -> None:
-        """MOVQ between mm `reg` and [rbx + offset]: opcode 0x6f loads, 0x7f stores."""
-        self.code += struct.pack("<BBBi", 0x0F, opcode, 0x83 | reg << 3, offset)
-
     def at_rip(self, opcode: int, reg: int, address: int, imm: bytes = b"") -> None:
         """An instruction on 64 bits with `reg` and what lies at `address`, RIP-relative."""
         end = self.here + 7 + len(imm)
@@ -97,11 +89,7 @@ def ring3() -> tuple[bytes, int]:
         code.at_rip(0xC7, 0, _NOTES + WORD * number, b"\xff" * 4)
     code.at_rbx(LOAD, RAX, TARGET)
     code.at_rip(STORE, RAX, _JUMP)
-    for number in range(16):
-        code.xmm_at_rbx(0x10, number, XMM + 16 * number)
-    for number in range(8):
-        code.mmx_at_rbx(0x6F, number, MMX + WORD * number)
-    code.raw("0f ae 93" + struct.pack("<i", MXCSR).hex())  # ldmxcsr [rbx + MXCSR]
+    code.raw("48 0f ae 8b" + struct.pack("<i", X87).hex())  # fxrstor64 [rbx + X87]
     code.at_rip(LOAD, RSP, _STACK)
     code.at_rbx(0xFF, 6, FLAGS)  # push [rbx + FLAGS]
     code.raw("9d")  # popfq; from here on nothing changes a flag
@@ -121,11 +109,7 @@ def ring3() -> tuple[bytes, int]:
     code.at_rbx(0x8F, 0, FLAGS)  # pop [rbx + FLAGS]
     code.at_rip(LOAD, RAX, _RBX)
     code.at_rbx(STORE, RAX, WORD * RBX)
-    for number in range(16):
-        code.xmm_at_rbx(0x11, number, XMM + 16 * number)
-    for number in range(8):
-        code.mmx_at_rbx(0x7F, number, MMX + WORD * number)
-    code.raw("0f ae 9b" + struct.pack("<i", MXCSR).hex())  # stmxcsr [rbx + MXCSR]
+    code.raw("48 0f ae 83" + struct.pack("<i", X87).hex())  # fxsave64 [rbx + X87]
     for number, offset in enumerate(_NOTED):
         code.at_rip(LOAD, RAX, _NOTES + WORD * number)
         code.at_rbx(STORE, RAX, offset)
@@ -232,7 +216,11 @@ class Runner:
         assert isinstance(end, Mmio), f"{end} {self._where()}"
         self._vcpu.registers()  # which finishes the store
         raw = ram.read(DATA_GPA + RECORDS - DATA, RECORD * count)
-        return np.frombuffer(raw, "<u8").reshape(count, RECORD // WORD)
+        records = np.frombuffer(bytearray(raw), "<u8").reshape(count, RECORD // WORD)
+        records[:, MXCSR // WORD] &= np.uint64(0xFFFFFFFF)  # MXCSR_MASK tells of the CPU
+        records[:, X87 // WORD] &= np.uint64(0xFFFFFFFFFFFF)  # FOP; then FIP and FDP
+        records[:, POINTERS // WORD : MXCSR // WORD] = 0
+        return records
 
     def _where(self) -> str:
         current = self.vm.ram.read_u64(DATA_GPA + _CURRENT - DATA)

@@ -22,8 +22,9 @@ class Tolerance:
 
     `flags` and `mxcsr` are masks; `fields` names `gpr`, `xmm` or `mm` for the destination in
     ModRM.reg, `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of
-    the trial can be compared. `lanes` are the lanes of 32 bits that may differ. `seen_in` names a
-    row in which it shows, for an entry without rows.
+    the trial can be compared, `x87` all of x87 and MMX, which `when` then compares. `lanes` are the
+    lanes of 32 bits that may differ. `seen_in` names a row in which it shows, for an entry without
+    rows.
     """
 
     id: str
@@ -47,6 +48,9 @@ class Tolerance:
             left.clear()
             return True
         found = bool(left.flags & self.flags or left.mxcsr & self.mxcsr)
+        if "x87" in self.fields:
+            found |= bool(left.x87 or left.mmx or left.exponents)
+            left.x87, left.mmx, left.exponents = 0, set(), set()
         left.flags &= ~self.flags
         left.mxcsr &= ~self.mxcsr
         made = trial.made

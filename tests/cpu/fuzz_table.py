@@ -16,7 +16,7 @@ LEFT_OUT = {
     "sgdt, sidt, sldt, str, smsw, lar, lsl, verr, verw, mov from a segment register": "tell of the "
     "host's tables where ring 3 runs natively",
     "cli, sti, hlt and what else is #GP in ring 3": "compared by test_events and test_both_engines",
-    "x87, 3DNow!, MASKMOVQ, CVTPI2PS and its like": "x87's state is not part of a trial's record",
+    "x87": "as yet not in the tables",
     "xsave, xrstor, fxsave, fxrstor": "store state that is not part of a trial's record",
     "SSE with an exception unmasked in MXCSR": "the emulator raises no #XM",
     "rdfsbase, wrfsbase, rdpkru, wrpkru, clwb, clzero, monitorx, xabort, xbegin": "depend on what "
@@ -36,8 +36,8 @@ class Row:
     Size: `b` 8 bits, `v` 16, 32 or 64, `y` 32 or 64, `w` 64 or 16 by prefix, none of them fixed.
     ModRM: `rm` any, `/0` to `/7` with that in the middle, `M` memory only, `R` registers only.
     `+r`: a register in the opcode. Immediates: `i1`, `i2`, `iz` 2 or 4, `iv` by size, `m8` moffs.
-    What the operands need: `bit` a bit number that may reach far, `str` RSI and RDI in memory,
-    `stk` RSP in memory, `bp` RBP too, `xlat` RBX and AL, `al` an operand aligned to 16 bytes,
+    What the operands need: `bit` a bit number that may reach far, `str` RSI and RDI in memory, `rdi` RDI
+    alone, `stk` RSP in memory, `bp` RBP too, `xlat` RBX and AL, `al` an operand aligned to 16 bytes,
     `ind` a target, `ret` a return address, `rel1`, `rel4` a displacement; `few` a short count.
     `vex` takes VEX with `pp` and map in the opcode; `fp` is floating point; `lk` can be locked;
     `mm` works on MMX registers.
@@ -114,7 +114,7 @@ for _number, _name in ((4, "bt"), (5, "bts"), (6, "btr"), (7, "btc")):
         f"{_name} 0f{0x83 + 8 * _number:02x} v rm bit {_lock}",
         f"{_name} 0fba v /{_number} i1 {_lock}",
     ]
-for _opcode in words("06 07 0e 16 17 1e 1f 27 2f 37 3f 60 61 62 82 9a ce d4 d5 d6 ea 0f0b"):
+for _opcode in words("06 07 0e 16 17 1e 1f 27 2f 37 3f 60 61 62 82 9a ce d4 d5 d6 ea 0f0b 0f0e"):
     _made.append(f"invalid {_opcode}")
 
 INTEGER = rows("\n".join(_made)) + rows("""

@@ -1,4 +1,7 @@
-"""What is fuzzed of MMX, SSE to SSE4.2, SSE4A, AES, PCLMULQDQ, in the words of `fuzz_table.Row`."""
+"""What is fuzzed of MMX, SSE to SSE4.2, SSE4A, AES, PCLMULQDQ, in the words of `fuzz_table.Row`.
+
+3DNow! is here to be refused, in two of its instructions.
+"""
 
 from fuzz_table import rows, words
 
@@ -136,6 +139,7 @@ extractps 66:0f3a17 rm i1
 extrq 66:0f78 /0 R i1 imm2
 extrq 66:0f79 rm R
 insertq f2:0f79 rm R
+maskmovdqu 66:0ff7 rm R rdi
 movntsd f2:0f2b rm M
 """)
 
@@ -171,4 +175,13 @@ movq 0f7f rm mm
 movntq 0fe7 rm M mm
 movdq2q f2:0fd6 rm R mm
 movq2dq f3:0fd6 rm R mm
+emms 0f77 mm
+maskmovq 0ff7 rm R mm rdi
+pfadd 0f0f rm R i1
+cvtpi2ps 0f2a rm mm fp
+cvtps2pi 0f2d rm mm fp
+cvttps2pi 0f2c rm mm fp
+cvtpi2pd 66:0f2a rm mm fp
+cvtpd2pi 66:0f2d rm al mm fp
+cvttpd2pi 66:0f2c rm al mm fp
 """)

@@ -27,6 +27,7 @@ from fuzz_guest import (
     Batch,
 )
 from fuzz_state import ARITHMETIC, DF, states
+from fuzz_state_x87 import operand, set_x87
 from fuzz_table import INTEGER, Row
 from fuzz_table_sse import MMX, SSE
 
@@ -41,6 +42,7 @@ LOCKED, SEGMENT, SHORT_ADDRESS, WILD = 0.06, 0.04, 0.06, 0.04
 BEYOND = (0x1000, DATA_END, DATA_END + PAGE, 1 << 40, (1 << 47) - PAGE)
 BEYOND += (1 << 47, 1 << 62, NONE - 0xFFF)
 LENGTHS = [*range(20), (1 << 32) - 1, (1 << 32) - 9, (1 << 31) - 1, 1 << 31, (1 << 63) + 5]
+OPERANDS = {"f32", "f64", "f80", "i16", "i32", "i64", "bcd", "cw", "env"}
 _SEGMENTS = [bytes([byte]) for byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)]
 
 
@@ -147,6 +149,8 @@ class Maker:
             fixed[WORD * RSI] = self.base + rng.randrange(-8, 8)
             fixed[WORD * RDI] = self.base + rng.randrange(-8, 24)
             fixed[WORD * RCX] = rng.randrange(9)
+        if "rdi" in words:
+            fixed[WORD * RDI] = self.base + rng.randrange(-8, 8)
         if "stk" in words:
             fixed[WORD * RSP] = self.base + rng.randrange(-8, 8)
         if "bp" in words:
@@ -226,6 +230,12 @@ class Maker:
             target = self.base
         if "bit" in words:  # the bit's number moves the address
             self.fixed[WORD * reg] = rng.randrange(-256, 256) & NONE
+        kind = next((word for word in words if word in OPERANDS), None)
+        if kind and not self.wild and rng.random() < 0.9:
+            target &= -WORD
+            raw = operand(rng, kind).ljust(2 * WORD, b"\0")
+            at = target - self.base + MEMORY + MIDDLE
+            self.fixed[at], self.fixed[at + WORD] = struct.unpack("<QQ", raw)
         self.stray = bool("al" in words and target % 16)
         self.at = MEMORY if self.wild else target - self.base + MEMORY + MIDDLE
         bits, modrm, short = self._address(reg, target, "stk" in words or "bit" in words)
@@ -281,15 +291,21 @@ class Maker:
 def trials(
     seed: int, count: int = BATCH, rows: list[Row] | None = None
 ) -> tuple[list[Made], Batch]:
-    """Return a batch of trials and what it is made of; one in four is SSE or MMX without `rows`."""
+    """Return a batch of trials and what it is made of: without `rows` two thirds of it integers."""
     maker = Maker(f"trials {seed}")
     rng = maker.rng
     made = []
     for number in range(count):
-        vector = rng.random() < 0.25
-        table = rows or (INTEGER if not vector else SSE if rng.random() < 0.75 else MMX)
+        table = rows or rng.choices((INTEGER, SSE, MMX), (66, 22, 12))[0]
         made.append(maker.make(number, rng.choice(table)))
-    return made, Batch([one.code for one in made], fill(made, states(seed, count)))
+    records = states(seed, count)
+    stacked = [
+        (number, one.row.words, one.rm % 8)
+        for number, one in enumerate(made)
+        if one.row.words & {"x", "mm"}
+    ]
+    set_x87(seed, records, stacked)
+    return made, Batch([one.code for one in made], fill(made, records))
 
 
 def fill(made: list[Made], records: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

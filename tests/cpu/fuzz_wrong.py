@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from fuzz_compare import Records, Trial
-from fuzz_guest import ERROR, FLAGS, MMX, MXCSR, WORD, XMM
+from fuzz_guest import ERROR, FLAGS, MXCSR, ST, WORD, X87, XMM
 
 CF, ZF, SF = 1, 0x40, 0x80
 STATUS = 0x3F
@@ -34,7 +34,8 @@ def xmm(record: Records, number: int) -> bytes:
 
 def mmx(record: Records, number: int) -> bytes:
     """An MMX register of a record, 8 bytes; there are eight of them, whatever REX says."""
-    return record[MMX // WORD + number % 8].tobytes()
+    top = int(record[X87 // WORD]) >> 27
+    return record[ST // WORD + 2 * ((number - top) % 8)].tobytes()
 
 
 def low(record: Records, number: int) -> int:

@@ -14,18 +14,20 @@ import pytest
 from engine_files import EMULATOR_FILES, KVM_FILES
 from fuzz_compare import Trial, differing
 from fuzz_guest import (
+    AREA_END,
     BATCH,
     CR2,
     ERROR,
     FAULT_RIP,
     FLAGS,
     MEMORY,
-    MMX,
     MXCSR,
     PAD,
     SLOT,
+    ST,
     VECTOR,
     WORD,
+    X87,
     XMM,
     slot,
     slots,
@@ -41,9 +43,21 @@ from vmlib.cpu import probe
 FIXED, BATCHES, PER_ENTRY = 20161, 4, 2048
 SOAK = int(os.environ.get("VMLIB_SOAK_FUZZ", 10_000_000))
 """How many trials `make soak` runs; what it logs is what it ran."""
-MODULES = "guest state table table_sse trials compare judge wrong tolerances run"
-FIELDS = [0, *(WORD * k for k in range(1, 16)), FLAGS, VECTOR, ERROR, FAULT_RIP, CR2, PAD, MXCSR]
-FIELDS += [*range(MMX, MEMORY + 256, WORD)]
+MODULES = "guest state state_x87 table table_sse trials compare judge wrong wrong_x87 tolerances "
+MODULES += "tolerances_x87 run"
+FIELDS = [
+    0,
+    *(WORD * k for k in range(1, 16)),
+    FLAGS,
+    VECTOR,
+    ERROR,
+    FAULT_RIP,
+    CR2,
+    PAD,
+    X87,
+    MXCSR,
+]
+FIELDS += [*range(ST, AREA_END, WORD), *range(MEMORY, MEMORY + 256, WORD)]
 
 
 @pytest.fixture(scope="module")
