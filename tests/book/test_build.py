@@ -64,6 +64,19 @@ def test_a_row_of_sentences_names_its_cells_for_a_phone():
     assert stacked(spanning) == spanning
 
 
+def test_an_output_of_words_breaks_its_lines_and_one_of_columns_does_not():
+    from vmbook.finish import wrap_words
+
+    output = '<div class="output stream"><div class="highlight"><pre><span></span>{}</pre></div></div>'
+    wraps = '<pre class="vm-words"><span></span>'
+    for words in ("Problem 1: what does it print?\n", "a:\n    b c\n", "[(&#39;HLT&#39;, 1)]\n"):
+        assert wrap_words(output.format(words)).count(wraps) == 1
+    for columns in ("a   b\nccc d\n", "a\tb\n", '<span class="p">0</span>  ms\n'):
+        assert wrap_words(output.format(columns)) == output.format(columns)
+    source = output.format("x = 1\n").replace("output stream", "highlight-python")
+    assert wrap_words(source) == source
+
+
 def test_what_a_page_gets(tiny_book):
     from vmbook import verify
 
@@ -85,7 +98,8 @@ def test_what_a_page_gets(tiny_book):
     assert page.count('<math alttext="') == 2
     assert 'alttext="2^9"' in page
     assert not [url for url in verify.read_page(page).loads if "mathjax" in url.lower()]
-    assert page.count("checked against bc (1.07), 2026-11-22") == 3
+    badge = 'checked against bc (1.07), <span class="vm-date">2026-11-22</span>'
+    assert page.count(badge) == 3
     assert page.count("the code has changed since") == 3
     assert '<th scope="row">2 + 2</th><td>4</td><td>4</td>' in page
 

@@ -260,6 +260,20 @@ def test_what_scrolls_is_scrolled_with_the_keys(open_page: Any) -> None:
     page.wait_for_function("document.getElementById('p').vmPlayer.index === 51")
 
 
+def test_what_a_trace_never_has_takes_no_line(open_page: Any) -> None:
+    page = open_page(player_html(make_trace(42), name="p") + player_html(make_trace(5), name="q"))
+    labels = page.locator("#p .vm-aside .vm-label")
+    assert labels.all_text_contents() == ["exit reason", "serial port"]
+    assert page.locator("#q .vm-aside").inner_text() == ""
+
+
+def test_a_date_stays_in_one_line(open_page: Any) -> None:
+    page = open_page(player_html(make_trace(), name="p"))
+    for width in (390, 350, 310, 290):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.locator("#p .vm-date").evaluate("e => e.getClientRects().length") == 1
+
+
 def test_emulator_lane_says_what_it_is(open_page: Any) -> None:
     page = open_page(player_html(make_trace(engine="unicorn"), name="p", start=1))
     assert page.inner_text("#p .vm-where") == "emulator (in the kernel's place)"

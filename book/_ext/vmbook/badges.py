@@ -56,11 +56,12 @@ def state(record: records.Record) -> str:
 def badge_html(record: records.Record) -> str:
     """Return one badge."""
     kind = record.data.get("kind", "checked")
-    text = f"{SAYS[kind]} {authority(record)}, {record.data['date']}"
+    text = escape(f"{SAYS[kind]} {authority(record)}, ")
+    date = f'<span class="vm-date">{escape(record.data["date"])}</span>'
     old = f' <span class="vm-badge-stale">{STALE}</span>' if record.stale else ""
     classes = f"vm-badge vm-badge-{kind}" + (" vm-stale" if record.stale else "")
     title = escape(str(record.data.get("what", record.id)), quote=True)
-    return f'<span class="{classes}" title="{title}">{escape(text)}{old}</span>'
+    return f'<span class="{classes}" title="{title}">{text}{date}{old}</span>'
 
 
 def badges_html(ids: list[str], location: Any = None) -> str:

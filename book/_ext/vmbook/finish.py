@@ -13,6 +13,8 @@ from vmbook import badges, figures, icons, predict, tables
 
 PLAYER_CHECKS = re.compile(r'(<span class="vm-checks" data-checks="([^"]*)">)\s*(</span>)')
 BLANK_END = re.compile(r"\n\s*\n(?=</pre>)")  # a piece of a file ends where the next begins
+OUTPUT = re.compile(r'(<div class="output [^"]*"><div class="highlight"><pre)(>.*?</pre>)', re.S)
+COLUMNS = re.compile(r"\S {2,}\S|\t")
 UNUSED = (
     "vendor",
     "locales",
@@ -42,6 +44,16 @@ def fill_checks(html: str, page: str) -> str:
     return PLAYER_CHECKS.sub(fill, html)
 
 
+def wrap_words(html: str) -> str:
+    """Let outputs of words break their lines; what stands in columns is scrolled instead."""
+
+    def mark(match: re.Match[str]) -> str:
+        text = re.sub(r"<[^>]*>", "", match[2])
+        return match[0] if COLUMNS.search(text) else f'{match[1]} class="vm-words"{match[2]}'
+
+    return OUTPUT.sub(mark, html)
+
+
 def finish(app: Any, html: str, page: str) -> str:
     """Return a rendered page as it is to be written."""
     to_static = "../" * page.count("/") + "_static/"
@@ -49,6 +61,7 @@ def finish(app: Any, html: str, page: str) -> str:
     html = predict.add_verdicts(html)
     html = tables.stacked(html)
     html = BLANK_END.sub("\n", html)
+    html = wrap_words(html)
     html = icons.replace(html)
     return figures.add_assets(app, html, to_static)
 

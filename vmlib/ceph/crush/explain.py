@@ -192,5 +192,5 @@ class _Scribe:
         self.path, self.working, self.step_text = [], [], ""
         self.write("rule", "end", f"Input {self.x} is on {', '.join(self.result) or 'nothing'}.")
         return self.recorder.finish(
-            Provenance(engine="vmlib.ceph", versions={"vmlib": __version__}, host="any")
+            Provenance(engine="vmlib.ceph", versions={"vmlib": __version__}, host="")
         )

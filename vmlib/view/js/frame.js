@@ -43,6 +43,10 @@
       .filter(Boolean).join(" · ");
   }
 
+  // A date isn't broken at its hyphens.
+  const whole = (text) => text.split(/(\d{4}-\d\d-\d\d)/).map((part, i) =>
+    (i % 2 ? h("span", { class: "vm-date" }, part) : part));
+
   vmView.frame = (player) => {
     const { element, data } = player;
     const script = element.querySelector("script.vm-data");
@@ -108,7 +112,7 @@
       trace = next;
       title.replaceChildren(...vmView.inline(data.title || trace.title));
       element.setAttribute("aria-label", data.title || trace.title);
-      origin.textContent = trace.computed || provenance(trace);
+      origin.replaceChildren(...whole(trace.computed || provenance(trace)));
       range.max = trace.steps.length - 1;
       // A scene that can take another trace of its kind keeps what the reader has in hand.
       if (!(scene && scene.renew && scene.renew(trace))) {

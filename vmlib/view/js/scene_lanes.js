@@ -188,7 +188,9 @@
     const port = h("p", { class: "vm-port" });
     body.append(h("div", { class: "vm-code", tabindex: "0", role: "region",
       "aria-label": "the guest's code" }, listing), registers);
-    aside.append(reason, port);
+    // A guest that nobody leaves, or that prints nothing, has no line for it.
+    if (steps.some(({ state }) => state.exit)) aside.append(reason);
+    if (steps.some(({ state }) => state.output)) aside.append(port);
     let codeKey = null, first = -1, lit = null, cells = new Map();
 
     function drawListing(state) {
