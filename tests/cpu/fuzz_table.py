@@ -36,9 +36,10 @@ class Row:
     Size: `b` 8 bits, `v` 16, 32 or 64, `y` 32 or 64, `w` 64 or 16 by prefix, none of them fixed.
     ModRM: `rm` any, `/0` to `/7` with that in the middle, `M` memory only, `R` registers only.
     `+r`: a register in the opcode. Immediates: `i1`, `i2`, `iz` 2 or 4, `iv` by size, `m8` moffs.
-    What the operands need: `bit` a bit number that may reach far, `str` RSI and RDI in memory, `rdi` RDI
-    alone, `stk` RSP in memory, `bp` RBP too, `xlat` RBX and AL, `al` an operand aligned to 16 bytes,
-    `ind` a target, `ret` a return address, `rel1`, `rel4` a displacement; `few` a short count.
+    What the operands need: `bit` a bit number that may reach far, `str` RSI and RDI in memory,
+    `rdi` RDI alone, `stk` RSP in memory, `bp` RBP too, `xlat` RBX and AL, `al` an operand aligned
+    to 16 bytes, `ind` a target, `ret` a return address, `rel1`, `rel4` a displacement; `few` a
+    short count.
     `vex` takes VEX with `pp` and map in the opcode; `fp` is floating point; `lk` can be locked;
     `mm` works on MMX registers.
     """
