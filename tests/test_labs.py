@@ -113,7 +113,14 @@ def test_memory_the_second_stage_can_be_written(root):
     names = {"translate_gpa": translate_gpa, "example_host": example_host}
     (cell,) = [c for c in notebook["cells"] if "def compare" in "".join(c["source"])]
     exec("".join(cell["source"]), names)
-    assert names["compare"](memory_second_stage) == "21 of 21 right"
+    assert names["compare"](memory_second_stage) == "28 of 28 right"
+
+    def blind(bits):
+        """The same, of entries in which these bits seem to be what they should."""
+        return lambda read, eptp, gpa: memory_second_stage(lambda at: read(at) | bits, eptp, gpa)
+
+    for bits, right in ((1, 17), (1 << 7, 0)):
+        assert names["compare"](blind(bits)).startswith(f"{right} of 28 right; look at GPA 0x")
     kernel = [record_example(0x7F3C_2A40_0040, access=a) for a in ("read", "kernel")]
     assert [(t.steps[-1].event, t.counters["references"]) for t in kernel] == [
         ("exit", 24), ("fault", 20),
@@ -190,7 +197,7 @@ def test_memory_four_the_middle_arrow(root, capsys):
     code = "".join(cell["source"])
     names = {"BadInput": BadInput, "MemorySlots": MemorySlots, "Slot": Slot, "random": random}
     exec(code, {**names, "SEED": 3})
-    assert capsys.readouterr().out.count("that is not it yet") == 2
+    assert capsys.readouterr().out.count("not yet, look at ") == 2
 
     def to_hva(slots, gpa):
         return next((hva + gpa - at for at, size, hva in slots if at <= gpa < at + size), None)
@@ -205,6 +212,13 @@ def test_memory_four_the_middle_arrow(root, capsys):
         "to_hva   100 of 100 that is it",
         "overlaps 100 of 100 that is it",
     ]
+    # One byte too far is not right, for either of them.
+    longer = {
+        "to_hva": lambda slots, gpa: to_hva([(at, size + 1, hva) for at, size, hva in slots], gpa),
+        "overlaps": lambda slots: overlaps([(at, size + 1, hva) for at, size, hva in slots]),
+    }
+    exec(checks, {**names, "SEED": 3, **longer})
+    assert capsys.readouterr().out.count("not yet, look at ") == 2
 
 
 @pytest.mark.needs("unicorn")

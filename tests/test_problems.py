@@ -36,3 +36,4 @@ def test_a_seed_is_a_whole_number_of_32_bits(problem):
 def test_a_mark_says_what_is_right_and_gives_nothing_away():
     said = marked(3, ("size", 4, 4), ("place", None, 7), ("who", "cpu", "guest"), wrong="no")
     assert said == "Problem 3: size: right; place: not answered yet; who: no"
+    assert marked(3, ("end", " mmio", "MMIO"), ("page", "0X10", 16)).count("right") == 2

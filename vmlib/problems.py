@@ -30,13 +30,13 @@ def marked(seed: int, *parts: tuple[str, object, object], wrong: str = "not so")
 
 
 def _means(given: object, truth: object) -> bool:
-    """Say whether an answer is the truth: bytes are as good as text, and ``"5"`` is 5."""
+    """Say whether an answer is the truth: bytes are as good as text, ``"5"`` is 5, case is none."""
     if isinstance(given, bytes):
         given = given.decode(errors="replace")
     if not isinstance(given, str):
         return bool(given == truth or str(given) == truth)
     if isinstance(truth, str):
-        return given.strip() == truth
+        return given.strip().casefold() == truth.casefold()
     try:
         return int(given, 0) == truth
     except ValueError:

@@ -101,6 +101,41 @@ SCRIPTS = {
         write PD2+32 PT2|7     # and the count begins anew
         read 0x40800000
     """,
+    "an upper table given up, one below it out of sync": """
+        write PD2 PT2|7
+        write PDPT+8 PD2|7
+        read 0x40000000
+        write PT2 DATA+0x1000|7    # out of sync
+        write PD2+8 PT2|7
+        write PD2+16 PT2|7
+        write PD2+24 PT2|7         # the shadow page is given up, and with it the one below
+        read 0x40000000
+        read SECOND
+    """,
+    "a table out of sync becomes an upper one": """
+        read SECOND
+        write DATA DATA+0x1000|7
+        write PT2 DATA|7           # out of sync
+        write PDPT+8 PT2|7         # what was a page is a table now
+        read 0x40000000
+        write PT2 DATA|0x27        # seen
+        read 0x40000000
+        read SECOND
+    """,
+    "INVLPG, and an address space that was left": """
+        write DATA+0x1000 DATA+0x2000|7
+        write DATA PD2|7
+        write PD2 PT|7
+        write PD2+8 DATA+0x1000|7
+        write PML4_B DATA|7
+        cr3 PML4_B
+        read SECOND                # by tables of its own
+        write DATA+0x1000 DATA+0x3000|0x27
+        cr3 PML4
+        invlpg SECOND              # in the other one too
+        cr3 PML4_B
+        read SECOND
+    """,
     "neighbours": """
         read SECOND
         read SECOND+0x1000

@@ -32,12 +32,16 @@ PAGERS += ["tests/memory/shadow_guest.py", "tests/memory/shadow_scripts.py"]
 # that cannot be filled; the same in a large page that is split; and with INVLPG, the entry itself.
 FILLED_TOGETHER = {
     "an entry changed, and INVLPG": ((10, 0), (9, 0)),
+    "INVLPG, and an address space that was left": ((12, 0), (11, 0)),
     "neighbours": ((15, 0), (13, 0)),
     "a large page": ((11, 0), (9, 0)),
     "a table in a large page": ((11, 0), (10, 0)),
 }
 # The third write in a row to an upper table costs it its shadow page.
-GIVEN_UP = {"an upper table written again and again": ((13, 0), (14, 1))}
+GIVEN_UP = {
+    "an upper table written again and again": ((13, 0), (14, 1)),
+    "an upper table given up, one below it out of sync": ((12, 0), (13, 2)),
+}
 
 # By the manual a reserved bit in a present entry is a fault of a present page: bit 0 comes with
 # bit 3 of the error code (Intel SDM vol. 3A, 4.7). So says KVM's walker, which is asked under
@@ -83,12 +87,17 @@ def kernel(lines):
         "created": sum("kvm_mmu_get_page" in x and x.rstrip().endswith("new") for x in lines),
         "zapped": count("kvm_mmu_prepare_zap_page"),
         "unsync": count("kvm_mmu_unsync_page"),
-        "synced": count("kvm_mmu_sync_page"),
+        # That a page is zapped while it is unsync is told as a sync too (kvm_unlink_unsync_page).
+        "synced": count("kvm_mmu_sync_page") - _zapped_unsync(lines),
         "accessed": _accessed(lines),
         "dirty": count("kvm_mmu_set_dirty_bit"),
         "leaves": count("kvm_mmu_set_spte"),
         "walks": count("kvm_mmu_pagetable_walk"),
     }
+
+
+def _zapped_unsync(lines):
+    return sum("kvm_mmu_prepare_zap_page" in x and bool(re.search(r"\bunsync", x)) for x in lines)
 
 
 def _accessed(lines):

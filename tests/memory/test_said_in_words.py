@@ -5,7 +5,7 @@ from shadow_scripts import SCRIPTS
 from test_box_shadow import FILLED_TOGETHER
 from test_shadow_law import MUTANTS
 
-WORDS = {2: "two", 14: "fourteen", 15: "fifteen", 17: "seventeen"}
+WORDS = {2: "two", 15: "fifteen", 20: "twenty"}
 (PLAIN, _), (TOGETHER, _) = FILLED_TOGETHER["neighbours"]
 
 

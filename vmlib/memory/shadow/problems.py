@@ -7,7 +7,7 @@ from functools import cached_property
 from vmlib.memory.shadow.guest import ShadowGuest
 from vmlib.memory.shadow.strategy import OUT_OF_SYNC, WRITE_PROTECT, Strategy
 from vmlib.memory.shadow.trace import Deed
-from vmlib.problems import checked_seed
+from vmlib.problems import checked_seed, marked
 
 _WORDS = {
     "read": "read page {page}",
@@ -44,18 +44,11 @@ class ShadowProblem:
         return letters, guest.exits
 
     def mark(self, letters: str | None = None, exits: int | None = None) -> str:
-        """Mark an answer; give nothing away."""
-        if letters is None or exits is None:
-            return f"Problem {self.seed}: not answered yet"
-        wrong = [
-            name
-            for name, yours, truth in zip(
-                ("letters", "exits"), (letters, exits), self.answer, strict=True
-            )
-            if yours != truth
-        ]
-        verdict = f"not the {' and '.join(wrong)}" if wrong else "right"
-        return f"Problem {self.seed}: {verdict}"
+        """Mark an answer, letters in one string; say what is right and give nothing away."""
+        if isinstance(letters, str):
+            letters = letters.replace(",", "").replace(" ", "")
+        read, left = self.answer
+        return marked(self.seed, ("letters", letters, read), ("exits", exits, left))
 
 
 def shadow_problem(seed: int) -> ShadowProblem:
