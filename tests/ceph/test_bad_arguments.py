@@ -20,6 +20,7 @@ from vmlib.ceph import (
     Rule,
     Step,
     Tunables,
+    rados,
     rbd_objects,
     rbd_problem,
     straw_problem,
@@ -28,7 +29,7 @@ from vmlib.errors import BadInput, VmlibError
 
 ODD = (
     None, True, -1, 0, 1 << 70, 1.5, math.nan, math.inf, "", "x", "\0", "\udc80", b"", [], {}, [1],
-    [None], (1, 2), object(), np.array([1.5]), np.int64(-1), lambda: 1,
+    [None], (1, 2), object(), np.array([1.5]), np.int64(-1), np.int64(1), lambda: 1,
 )  # fmt: skip
 SECONDS = 5
 
@@ -222,6 +223,106 @@ def fault(call, arguments):
     return None
 
 
+def small(**options):
+    return rados.Cluster(1, **{"osds": 3, "monitors": 1, **options})
+
+
+def use_small(**options):
+    cluster = small(**options)
+    cluster.write("a", b"x")
+    cluster.osds[0].crash()
+    cluster.run(30)
+    cluster.read("a")
+
+
+def of_small(name):
+    """Return a call of one of a cluster's methods."""
+    return lambda **given: getattr(small(), name)(**given)
+
+
+def use_tier(config=None, base=("a",)):
+    tier = rados.CacheTier(config, base)
+    for i in range(30):
+        tier.write(f"o{i}", 4096, 100.0 * i)
+        tier.read("a", 10, 100.0 * i)
+
+
+def use_operation(**of):
+    operations = [rados.Operation(**of), OPERATION]
+    return rados.linearizable(operations), rados.wrong_objects(operations)
+
+
+def use_fault(**of):
+    cluster = small()
+    rados.inject(cluster, [rados.Fault(**of)])
+    cluster.run(30)
+
+
+SMALL = small()
+OPERATION = rados.Operation("client.0", "a", "write", b"x", 0.0, 1.0)
+CHUNKS = dict(enumerate(rados.encode(b"abcd", 2, 1)))
+CALLS |= {
+    "OsdConfig": (lambda **of: use_small(osd_config=rados.OsdConfig(**of)),
+                  fields(rados.OsdConfig())),
+    "MonConfig": (lambda **of: use_small(mon_config=rados.MonConfig(**of)),
+                  fields(rados.MonConfig())),
+    "rados.Pool": (lambda **of: use_small(pools=[rados.Pool(**of)]), fields(rados.Pool())),
+    "rados.Pool.erasure": (rados.Pool.erasure, {"k": 2, "m": 1}),
+    "Cluster": (
+        lambda pools, **of: rados.Cluster(pools=pools, **of) and use_small(pools=pools),
+        {"seed": 1, "osds": 3, "monitors": 1, "clients": 1, "pools": (rados.Pool(),),
+         "place": None, "osd_config": None, "mon_config": None,
+         "backend": rados.BLUESTORE_HDD, "policy": "default", "resend": 3.0, "settle": True},
+    ),
+    "Cluster.run": (of_small("run"), {"seconds": 1.0}),
+    "Cluster.settle": (of_small("settle"), {"limit": 1000.0}),
+    "Cluster.write": (of_small("write"), {"name": "a", "data": b"x", "offset": None, "client": 0}),
+    "Cluster.read": (of_small("read"), {"name": "a", "client": 0}),
+    "Cluster.placed": (SMALL.placed, {"name": "a", "pool": None}),
+    "Cluster.pg_of": (SMALL.pg_of, {"name": "a", "pool": None}),
+    "Cluster.primary": (SMALL.primary, {"name": "a"}),
+    "Cluster.leader": (SMALL.leader, {"pg": SMALL.pg_of("a")}),
+    "Cluster.set_in": (of_small("set_in"), {"osd": 0, "in_": True}),
+    "Cluster.set_down": (of_small("set_down"), {"osd": 0}),
+    "state": (rados.state, {"pg": SMALL.leader(SMALL.pg_of("a"))}),
+    "RawPlacement": (rados.RawPlacement, {"raw": rados.rendezvous}),
+    "rendezvous": (rados.rendezvous,
+                   {"map": SMALL.map, "pool": rados.Pool(), "pg": SMALL.pg_of("a")}),
+    "encode": (rados.encode, {"data": b"abcd", "k": 2, "m": 1}),
+    "decode": (rados.decode, {"chunks": CHUNKS, "k": 2, "m": 1, "length": 4}),
+    "decode a chunk": (lambda one: rados.decode({0: one, 2: one}, 2, 1, 4), {"one": b"ab"}),
+    "Backend": (lambda **of: rados.write_cost(4096, rados.Backend(**of)),
+                fields(rados.BLUESTORE_HDD)),
+    "write_cost": (rados.write_cost, {"length": 4096, "backend": rados.BLUESTORE_HDD}),
+    "amplification": (
+        rados.amplification,
+        {"length": 4096, "copies": 3, "k": 0, "m": 0, "backend": rados.BLUESTORE_HDD},
+    ),
+    "ceiling.replicated": (rados.ceiling.replicated, {"link": 1.0, "copies": 3}),
+    "ceiling.cluster": (rados.ceiling.cluster, {"nodes": 3, "link": 1.0, "copies": 3}),
+    "ceiling.iscsi": (rados.ceiling.iscsi, {"link": 1.0}),
+    "random_faults": (
+        rados.random_faults,
+        {"seed": 1, "cluster": SMALL, "until": 100.0, "count": 3, "kinds": rados.KINDS},
+    ),
+    "Fault": (use_fault, fields(rados.Fault("crash", 20.0, 1.0, 0))),
+    "inject": (rados.inject, {"cluster": SMALL, "faults": []}),
+    "record_write": (rados.record_write, {"erasure": False, "kill": None, "seed": 1}),
+    "Operation": (use_operation, fields(OPERATION)),
+    "linearizable": (rados.linearizable, {"ops": [OPERATION]}),
+    "wrong_objects": (rados.wrong_objects, {"history": [OPERATION]}),
+    "write_problem": (rados.write_problem, {"seed": 1}),
+    "write_problem.mark": (rados.write_problem(1).mark,
+                           {"messages": 1, "wire": 1.0, "disks": 1.0}),
+    "TierConfig": (lambda **of: use_tier(rados.TierConfig(**of)), fields(rados.TierConfig())),
+    "CacheTier": (use_tier, {"config": None, "base": ["a"]}),
+    "CacheTier.read": (lambda **of: rados.CacheTier().read(**of),
+                       {"name": "a", "length": 1, "now": 1.0}),
+    "CacheTier.write": (lambda **of: rados.CacheTier().write(**of),
+                        {"name": "a", "length": 1, "now": 1.0}),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_no_argument_makes_it_fall_or_hang(name):
     call, good = CALLS[name]
@@ -262,6 +363,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (lambda: ceph.pieces(1 << 40, 1), "size"),
         (lambda: RbdObjects("rbd_data.a", 1 << 30, 22, 3, 1), "stripe_unit"),
         (lambda: rbd_objects("a", 1 << 62).at(0, 1 << 60), "length"),
+        (lambda: rados.OsdConfig(lease=0), "lease"),
+        (lambda: rados.MonConfig(tick=math.nan), "tick"),
+        (lambda: rados.ceiling.replicated(math.nan), "link"),
+        (lambda: rados.ceiling.iscsi(-1), "link"),
+        (lambda: rados.ceiling.cluster(3, "10G"), "link"),
+        (lambda: rados.CacheTier().read("a", 1, math.nan), "now"),
+        (lambda: rados.Fault("crash", math.nan, 1.0, 0), "fault.start"),
+        (lambda: SMALL.write("a", b"x", offset=128 << 20), "offset"),
+        (lambda: SMALL.write("a", bytes(1 + (128 << 20))), "data"),
+        (lambda: SMALL.read("a", client=1), "client"),
+        (lambda: SMALL.read("\udc80"), "name"),
     ],
 )
 def test_the_field_is_named(ask, field):

@@ -279,7 +279,7 @@ class OSDMap:
 def _changed(table: Mapping[PgId, Any], pg: PgId, value: Any) -> dict[PgId, Any]:
     """Return the table with one entry set, or gone where the value is empty."""
     kept = {key: one for key, one in table.items() if key != pg}
-    return kept if value is None or value == () else kept | {pg: value}
+    return kept if value is None or (isinstance(value, tuple) and not value) else kept | {pg: value}
 
 
 def _part(value: float, field: str) -> int:

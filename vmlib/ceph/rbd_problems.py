@@ -46,7 +46,7 @@ class RbdProblem:
 
 def rbd_problem(seed: int) -> RbdProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     chance = random.Random(seed)
     order = chance.randint(20, 23)
     unit = (1 << order) >> chance.randint(0, 4)

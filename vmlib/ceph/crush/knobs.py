@@ -23,7 +23,7 @@ class Knobs:
 def knobs_of(tunables: Tunables) -> Knobs:
     """Return the knobs as a map sets them."""
     return Knobs(
-        tries=tunables.choose_total_tries + 1,  # it once counted retries; the off-by-one stays
+        tries=int(tunables.choose_total_tries) + 1,  # it once counted retries; the off-by-one stays
         leaf_tries=0,
         local_tries=tunables.choose_local_tries,
         local_fallback_tries=tunables.choose_local_fallback_tries,
@@ -47,4 +47,4 @@ def set_knob(knobs: Knobs, step: Step) -> None:
     name = KNOBS.get(step.op)
     least = 1 if name in ("tries", "leaf_tries") else 0
     if name and step.arg1 >= least:
-        setattr(knobs, name, step.arg1)
+        setattr(knobs, name, int(step.arg1))

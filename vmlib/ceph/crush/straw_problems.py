@@ -59,7 +59,7 @@ class StrawProblem:
 
 def straw_problem(seed: int) -> StrawProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     mixed = (seed + 1) * _MULTIPLIER & 0xFFFFFFFF
     first, second, third, fourth = (WEIGHTS[mixed >> shift & 3] for shift in (30, 28, 26, 24))
     return StrawProblem(seed, mixed >> 8 & 0xFFFF, (first, second, third, fourth), mixed >> 6 & 3)

@@ -7,9 +7,10 @@ that no cluster exceeds, and no prediction of what one reaches.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 from vmlib.errors import BadInput
-from vmlib.numbers import whole
+from vmlib.numbers import decimal, whole
 
 TEN_GIGABIT = 1_250_000_000
 """Bytes a second, each way, of a 10 Gbit/s link."""
@@ -26,6 +27,7 @@ class Ceiling:
 def replicated(link: float = TEN_GIGABIT, copies: int = 3) -> Ceiling:
     """Return the ceiling of one primary's node, which is no other PG's replica."""
     whole(copies, "copies", 1)
+    decimal(link, "link", 0, inf)
     return Ceiling(link / max(1, copies - 1), link)
 
 
@@ -34,7 +36,8 @@ def cluster(nodes: int, link: float = TEN_GIGABIT, copies: int = 3) -> Ceiling:
 
     Of every `copies` bytes that come to disks somewhere, all came in over some node's card.
     """
-    if not 1 <= copies <= nodes:
+    decimal(link, "link", 0, inf)
+    if whole(copies, "copies", 1) > whole(nodes, "nodes", 1):
         raise BadInput("nodes", f"{nodes} cannot hold {copies} copies apart")
     received, sent = copies, copies - 1
     return Ceiling(nodes * link / max(received, sent), nodes * link)
@@ -42,4 +45,5 @@ def cluster(nodes: int, link: float = TEN_GIGABIT, copies: int = 3) -> Ceiling:
 
 def iscsi(link: float = TEN_GIGABIT) -> Ceiling:
     """Return the ceiling of one iSCSI target: the link, both ways."""
+    decimal(link, "link", 0, inf)
     return Ceiling(link, link)

@@ -28,12 +28,19 @@ from vmlib.ceph.rados.device import BLUESTORE_HDD, Backend, DeviceBytes
 from vmlib.ceph.rados.engine import Engine
 from vmlib.ceph.rados.monitor import MonConfig, Monitor
 from vmlib.ceph.rados.osd import Osd
-from vmlib.ceph.rados.osd_config import OsdConfig
+from vmlib.ceph.rados.osd_config import LONGEST, SHORTEST, OsdConfig
 from vmlib.ceph.rados.pg import PG
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.ceph.rados.store import Store
 from vmlib.errors import BadInput, VmlibError
-from vmlib.numbers import whole
+from vmlib.given import check_one, names_bad_input
+from vmlib.numbers import decimal, whole
+
+MOST_NODES = 1000
+"""Of a kind: each OSD pings every other."""
+
+MOST_BYTES = 128 << 20
+"""Of an object: Ceph's `osd_max_object_size`."""
 
 
 class NotDone(VmlibError):
@@ -60,9 +67,16 @@ class Cluster:
         settle: bool = True,
     ) -> None:
         for what, count in (("osds", osds), ("monitors", monitors), ("clients", clients)):
-            whole(count, what, 1)
+            whole(count, what, 1, MOST_NODES)
+        seed = whole(seed, "seed")
+        check_one(pools, Sequence[Pool], "pools")
         if not pools:
             raise BadInput("pools", "are none; there must be one at least")
+        check_one(place, Placement | None, "place")
+        check_one(osd_config, OsdConfig | None, "osd_config")
+        check_one(mon_config, MonConfig | None, "mon_config")
+        check_one(backend, Backend, "backend")
+        decimal(resend, "resend", SHORTEST, LONGEST)
         self.engine = Engine(seed)
         self.place = place or RawPlacement(rendezvous)
         first = ClusterMap(1, tuple(OsdState() for _ in range(osds)), tuple(pools))
@@ -108,10 +122,13 @@ class Cluster:
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
-        self.engine.run(self.engine.now + seconds)
+        end = self.engine.now + decimal(seconds, "seconds", 0, LONGEST)
+        if end > self.engine.now:  # SimPy wants that some time passes
+            self.engine.run(end)
 
     def settle(self, limit: float = 1000.0) -> float:
         """Run until every PG is active and clean; return the seconds it took."""
+        decimal(limit, "limit", 0, LONGEST)
         start = self.engine.now
         while not self.clean():
             if self.engine.now - start > limit:
@@ -123,14 +140,21 @@ class Cluster:
         """Write as a client and wait for the acknowledgement."""
         if not isinstance(data, bytes):
             raise BadInput("data", f"must be bytes, not {type(data).__name__}")
+        if len(data) > MOST_BYTES:
+            raise BadInput("data", f"is longer than an object may be, {MOST_BYTES} bytes")
         if offset is not None:
-            whole(offset, "offset", 0)
-        self._wait(self.clients[client].write(name, data, offset))
+            whole(offset, "offset", 0, MOST_BYTES - len(data))
+        self._wait(self._client(client, name).write(name, data, offset))
 
     def read(self, name: str, *, client: int = 0) -> bytes | None:
         """Read as a client."""
-        data: bytes | None = self._wait(self.clients[client].read(name))
+        data: bytes | None = self._wait(self._client(client, name).read(name))
         return data
+
+    def _client(self, client: int, name: str) -> Client:
+        """Return a client; an object's name that is none is refused before it has begun."""
+        self.pg_of(name)
+        return self.clients[whole(client, "client", 0, len(self.clients) - 1)]
 
     def _wait(self, process: Generator[Any, Any, Any], limit: float = 1000.0) -> Any:
         done = self.engine.env.process(process)
@@ -161,6 +185,7 @@ class Cluster:
         """Return the OSD that leads an object's PG, by the newest map."""
         return self.placed(name).primary
 
+    @names_bad_input
     def leader(self, pg: PgId) -> PG | None:
         """Return the copy that leads a PG now, if its OSD lives and knows it."""
         placed = self.place.place(self.map, pg)
@@ -196,6 +221,7 @@ class Cluster:
 
     def set_in(self, osd: int, in_: bool) -> None:
         """Mark an OSD in or out, as `ceph osd out` does. Needs a leader among the monitors."""
+        check_one(in_, bool, "in_")
         self._change(osd, in_=in_)
 
     def set_down(self, osd: int) -> None:
@@ -209,6 +235,7 @@ class Cluster:
                 monitor.change(osd, fields)
 
 
+@names_bad_input
 def state(pg: PG) -> str:
     """Return a PG's state as `ceph pg stat` would print it."""
     words = [pg.state]

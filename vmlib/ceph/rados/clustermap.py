@@ -19,10 +19,13 @@ from typing import Protocol
 
 from vmlib.ceph.rados.pglog import PgId
 from vmlib.errors import BadInput
+from vmlib.given import check_one, names_bad_input
 from vmlib.numbers import whole
 
 NONE = 0x7FFFFFFF
 """A hole in an erasure-coded set, as CRUSH writes it."""
+
+MOST_PGS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +51,18 @@ class Pool:
     k: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pg_num", 1), ("size", 1), ("min_size", 1), ("k", 0)):
-            whole(getattr(self, name), f"pool.{name}", least)
+        whole(self.id, "pool.id", 0)
+        whole(self.pg_num, "pool.pg_num", 1, MOST_PGS)
+        for name, least in (("size", 1), ("min_size", 1), ("k", 0)):
+            whole(getattr(self, name), f"pool.{name}", least, 256)
         if not max(self.k, 1) <= self.min_size <= self.size:
             raise BadInput("pool.min_size", f"must be {max(self.k, 1)}..{self.size}")
 
     @classmethod
     def erasure(cls, k: int, m: int, *, id: int = 1, pg_num: int = 1) -> "Pool":
         """Return an erasure-coded pool; min_size is k+1 (Ceph's default)."""
+        whole(k, "k", 1, 256)
+        whole(m, "m", 0, 256 - k)
         return cls(id, pg_num, k + m, min(k + 1, k + m), k)
 
     @property
@@ -90,6 +97,7 @@ class ClusterMap:
         """Whether this OSD is up in this epoch."""
         return 0 <= osd < len(self.osds) and self.osds[osd].up
 
+    @names_bad_input
     def pgs(self) -> list[PgId]:
         """Return every placement group, pool by pool."""
         return [PgId(pool.id, seed) for pool in self.pools for seed in range(pool.pg_num)]
@@ -138,11 +146,13 @@ class RawPlacement:
     """
 
     def __init__(self, raw: Callable[[ClusterMap, Pool, PgId], Sequence[int]]) -> None:
+        if not callable(raw):
+            raise BadInput("raw", f"is {raw!r}; it must be a function")
         self._raw = raw
 
     def pg_of(self, pool: Pool, name: str) -> PgId:
         """Return the PG of an object, by a hash of its name."""
-        digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+        digest = hashlib.blake2b(_bytes(name), digest_size=4).digest()
         return PgId(pool.id, int.from_bytes(digest, "little") % pool.pg_num)
 
     def place(self, map: ClusterMap, pg: PgId) -> Placed:
@@ -157,12 +167,21 @@ class RawPlacement:
         return placed
 
 
+def _bytes(name: str) -> bytes:
+    check_one(name, str, "name")
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise BadInput("name", f"is {name!r}; it must be a string of characters") from None
+
+
 def _only_up(map: ClusterMap, pool: Pool, osds: Sequence[int]) -> tuple[int, ...]:
     if pool.k:
         return tuple(osd if map.is_up(osd) else NONE for osd in osds)
     return tuple(osd for osd in osds if map.is_up(osd))
 
 
+@names_bad_input
 def rendezvous(map: ClusterMap, pool: Pool, pg: PgId) -> list[int]:
     """Return the OSDs whose hash with the PG is highest: a stand-in where CRUSH is not wanted.
 

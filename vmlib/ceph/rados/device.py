@@ -18,6 +18,7 @@ small write does not cover, and whatever an RBD client writes beside its data.
 
 from dataclasses import dataclass
 
+from vmlib.given import check_fields, names_bad_input
 from vmlib.numbers import whole
 from vmlib.units import KIB
 
@@ -31,6 +32,11 @@ class Backend:
     min_alloc: int = 4 * KIB
     csum_block: int = 4 * KIB
     kv: int = 3 * KIB
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, least in (("prefer_deferred", 0), ("min_alloc", 1), ("csum_block", 0), ("kv", 0)):
+            whole(getattr(self, name), name, least)
 
 
 BLUESTORE_HDD = Backend()
@@ -60,13 +66,14 @@ class DeviceBytes:
         return DeviceBytes(self.data * times, self.wal * times, self.deferred * times)
 
 
+@names_bad_input
 def write_cost(length: int, backend: Backend = BLUESTORE_HDD) -> DeviceBytes:
     """Return what one transaction that writes `length` bytes costs on one device."""
     whole(length, "length", 0)
     filled = -(-length // backend.min_alloc) * backend.min_alloc
     if backend.name == "filestore":
         return DeviceBytes(data=length, wal=length + backend.kv)
-    csum = 4 * (filled // backend.csum_block)
+    csum = 4 * (filled // backend.csum_block) if backend.csum_block else 0
     if length < backend.prefer_deferred:
         return DeviceBytes(wal=length + backend.kv + csum, deferred=filled)
     return DeviceBytes(data=filled, wal=backend.kv + csum)
@@ -86,6 +93,7 @@ class Amplification:
         return self.data + self.wal + self.deferred
 
 
+@names_bad_input
 def amplification(
     length: int, *, copies: int = 3, k: int = 0, m: int = 0, backend: Backend = BLUESTORE_HDD
 ) -> Amplification:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 from vmlib.numbers import whole
 
 POLYNOMIAL = 0x11D
@@ -84,8 +85,6 @@ def generator(k: int, m: int) -> tuple[tuple[int, ...], ...]:
 
     Row i of the Vandermonde matrix has the powers of i; the last has only the highest (i endless).
     """
-    whole(k, "k", 1, 256)
-    whole(m, "m", 0, 256 - k)
     powers = [[_power(row, column) for column in range(k)] for row in range(k + m - 1)]
     powers.append([0] * (k - 1) + [1])
     top = invert(powers[:k])
@@ -99,6 +98,12 @@ def generator(k: int, m: int) -> tuple[tuple[int, ...], ...]:
         scale = inverse(row[0])
         row[:] = [multiply(value, scale) for value in row]
     return tuple(map(tuple, rows))
+
+
+def _check(k: int, m: int) -> None:
+    """Refuse numbers of chunks that the field does not have."""
+    whole(k, "k", 1, 256)
+    whole(m, "m", 0, 256 - k)
 
 
 def _power(base: int, exponent: int) -> int:
@@ -122,6 +127,8 @@ def chunk_size(length: int, k: int) -> int:
 
 def encode(data: bytes, k: int, m: int) -> list[bytes]:
     """Return the k+m chunks of an object; the last data chunk is padded with zeros."""
+    check_one(data, bytes, "data")
+    _check(k, m)
     rows = generator(k, m)
     size = chunk_size(len(data), k)
     padded = np.frombuffer(data.ljust(k * size, b"\0"), dtype=np.uint8).reshape(k, size)
@@ -130,10 +137,14 @@ def encode(data: bytes, k: int, m: int) -> list[bytes]:
 
 def decode(chunks: Mapping[int, bytes], k: int, m: int, length: int) -> bytes:
     """Return the object of `length` bytes from any k of its chunks, keyed by shard number."""
+    _check(k, m)
+    whole(length, "length", 0)
+    if not isinstance(chunks, Mapping) or not all(isinstance(c, bytes) for c in chunks.values()):
+        raise BadInput("chunks", "must be a mapping from shard numbers to bytes")
     if len(chunks) < k:
         raise BadInput("chunks", f"{len(chunks)} chunks are here, {k} are needed")
     if not chunks.keys() <= set(range(k + m)):
-        raise BadInput("chunks", f"are {sorted(chunks)}; shards go from 0 to {k + m - 1}")
+        raise BadInput("chunks", f"are {list(chunks)}; shards go from 0 to {k + m - 1}")
     if {len(chunk) for chunk in chunks.values()} != {chunk_size(length, k)}:
         raise BadInput("chunks", f"must be of {chunk_size(length, k)} bytes each")
     have = sorted(chunks)[:k]

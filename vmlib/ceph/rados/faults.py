@@ -12,11 +12,14 @@ Left out: disks that are lost for good or lie, clocks that drift, operators' com
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from vmlib.ceph.rados.cluster import Cluster
 from vmlib.ceph.rados.monitor import Monitor
 from vmlib.ceph.rados.osd import Osd
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
+from vmlib.numbers import decimal, whole
 
 KINDS = (
     "crash",
@@ -29,6 +32,7 @@ KINDS = (
     "slow wire",
     "echo",
 )
+MOST_FAULTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,17 @@ class Fault:
     other: int = 0
     """The far end of a link."""
 
+    def __post_init__(self) -> None:
+        decimal(self.start, "fault.start", 0, inf)
+        decimal(self.length, "fault.length", 0, inf)
+        whole(self.target, "fault.target", 0)
+        whole(self.other, "fault.other", 0)
+
     def __str__(self) -> str:
         return f"{self.start:.1f}+{self.length:.1f} s: {self.kind} {self.target}/{self.other}"
 
 
+@names_bad_input
 def random_faults(
     seed: int,
     cluster: Cluster,
@@ -55,8 +66,12 @@ def random_faults(
     kinds: Sequence[str] = KINDS,
 ) -> list[Fault]:
     """Return `count` faults between now and `until` (s), all over by then."""
-    draw = random.Random(seed)
+    draw = random.Random(whole(seed, "seed"))
     now = cluster.engine.now
+    decimal(until, "until", now, inf)
+    whole(count, "count", 0, MOST_FAULTS)
+    if not set(kinds) or not set(kinds) <= set(KINDS):
+        raise BadInput("kinds", f"must be some of {', '.join(KINDS)}")
     faults = []
     for _ in range(count):
         kind = draw.choice(kinds)
@@ -68,13 +83,14 @@ def random_faults(
     return sorted(faults, key=lambda fault: fault.start)
 
 
+@names_bad_input
 def inject(cluster: Cluster, faults: Sequence[Fault]) -> None:
     """Let these faults happen to the cluster when their time comes."""
     crashed: dict[str, int] = {}
     for fault in faults:
         if fault.kind not in KINDS:
             raise BadInput("fault.kind", f"{fault.kind!r} is unknown")
-        if fault.start < cluster.engine.now or fault.length < 0:
+        if fault.start < cluster.engine.now:
             raise BadInput("fault.start", f"{fault} is in the past: it is {cluster.engine.now:g} s")
         begin, end = _actions(cluster, fault, crashed)
         cluster.engine.at(fault.start - cluster.engine.now, begin)

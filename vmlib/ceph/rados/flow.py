@@ -27,6 +27,7 @@ from vmlib.ceph.rados.clustermap import NONE, Pool
 from vmlib.ceph.rados.engine import Node
 from vmlib.ceph.rados.store import Transaction
 from vmlib.errors import BadInput
+from vmlib.given import check_one
 from vmlib.trace import Provenance, Step, Trace
 from vmlib.units import MIB
 
@@ -54,6 +55,7 @@ def record_write(*, erasure: bool = False, kill: str | None = None, seed: int = 
     To three copies, or to 4+2 chunks with `erasure`. `kill`: None, "replica" or "primary"; the node
     loses its power and stays away.
     """
+    check_one(erasure, bool, "erasure")
     if kill is not None and kill not in KILLS:
         raise BadInput("kill", f"must be one of {', '.join(KILLS)}, not {kill!r}")
     pool = Pool.erasure(4, 2) if erasure else Pool()

@@ -14,18 +14,24 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from vmlib.ceph.rados.client import Operation
+from vmlib.given import check_fields, names_bad_input
 
 
+@names_bad_input
 def wrong_objects(history: Iterable[Operation]) -> list[str]:
     """Return the names of objects whose operations no register explains."""
     by_name: dict[str, list[Operation]] = defaultdict(list)
     for op in history:
+        check_fields(op)
         by_name[op.name].append(op)
     return sorted(name for name, ops in by_name.items() if not linearizable(ops))
 
 
+@names_bad_input
 def linearizable(ops: Sequence[Operation]) -> bool:
     """Return whether one register, empty at first, can have had these operations."""
+    for op in ops:
+        check_fields(op)
     counted = [op for op in ops if op.kind == "write" or op.end is not None]
     counted.sort(key=lambda op: op.start)
     ends = [inf if op.end is None else op.end for op in counted]

@@ -36,7 +36,9 @@ from vmlib.ceph.rados.messages import (
     MapShare,
     SetTemp,
 )
+from vmlib.ceph.rados.osd_config import LONGEST, SHORTEST
 from vmlib.ceph.rados.pglog import PgId
+from vmlib.numbers import decimal, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ class MonConfig:
     propose: float = 0.05
     down_out: float = 600.0
     min_reporters: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("tick", "lease", "propose"):
+            decimal(getattr(self, name), name, SHORTEST, LONGEST)
+        decimal(self.down_out, "down_out", 0, LONGEST)
+        whole(self.min_reporters, "min_reporters", 1)
 
 
 class Monitor:

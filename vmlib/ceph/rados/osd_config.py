@@ -5,6 +5,11 @@ Ceph: doc/rados/configuration/mon-osd-interaction.rst and osd-config-ref.rst.
 
 from dataclasses import dataclass
 
+from vmlib.numbers import decimal, whole
+
+SHORTEST, LONGEST = 0.01, 1e6
+"""Bounds of whatever a node does again and again, in seconds: below, time hardly passes."""
+
 
 @dataclass(frozen=True, slots=True)
 class OsdConfig:
@@ -16,3 +21,9 @@ class OsdConfig:
     lease: float = 16.0
     recovery_active: int = 3
     log_length: int = 3000
+
+    def __post_init__(self) -> None:
+        for name in ("tick", "heartbeat", "grace", "lease"):
+            decimal(getattr(self, name), name, SHORTEST, LONGEST)
+        whole(self.recovery_active, "recovery_active", 0)
+        whole(self.log_length, "log_length", 0)

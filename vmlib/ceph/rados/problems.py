@@ -10,6 +10,7 @@ from functools import cached_property
 from vmlib.ceph.rados.cluster import Cluster
 from vmlib.ceph.rados.clustermap import Pool
 from vmlib.ceph.rados.device import DeviceBytes
+from vmlib.given import names_bad_input
 from vmlib.problems import checked_seed, marked
 from vmlib.units import MIB
 
@@ -55,6 +56,7 @@ class WriteProblem:
         disks = cluster.device_bytes().data - before.data
         return len(sent), sum(sent) / MIB, disks / MIB
 
+    @names_bad_input
     def mark(
         self, messages: int | None = None, wire: float | None = None, disks: float | None = None
     ) -> str:
@@ -70,7 +72,7 @@ class WriteProblem:
 
 def write_problem(seed: int) -> WriteProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     draw = random.Random(seed)
     if draw.random() < 0.4:
         size = draw.choice((2, 3, 4))

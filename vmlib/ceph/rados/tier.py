@@ -29,13 +29,17 @@ promotions a second, a full cache that blocks (the agent is never late), modes t
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 
 from vmlib.ceph.rados.device import BLUESTORE_HDD, BLUESTORE_SSD, Backend, DeviceBytes, write_cost
 from vmlib.errors import BadInput
-from vmlib.numbers import whole
+from vmlib.given import check_fields, check_one, names_bad_input
+from vmlib.numbers import decimal, whole
 from vmlib.units import MIB
 
 MODES = ("writeback", "readproxy", "readonly")
+MOST_HIT_SETS = 1000
+"""Each access looks through all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,14 @@ class TierConfig:
     base_backend: Backend = BLUESTORE_HDD
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mode not in MODES:
             raise BadInput("mode", f"must be one of {', '.join(MODES)}, not {self.mode!r}")
-        for field in ("target_max_bytes", "object_size", "hit_set_count", "copies"):
+        for field in ("target_max_bytes", "object_size", "copies"):
             whole(getattr(self, field), field, 1)
         for field in ("min_read_recency", "min_write_recency"):
             whole(getattr(self, field), field, 0)
+        whole(self.hit_set_count, "hit_set_count", 1, MOST_HIT_SETS)
         if not self.hit_set_period > 0:
             raise BadInput("hit_set_period", f"is {self.hit_set_period!r}; it must be above 0 s")
         if self.target_max_bytes < self.object_size:
@@ -109,7 +115,9 @@ class CacheTier:
     Times are seconds since then, and must not go back.
     """
 
+    @names_bad_input
     def __init__(self, config: TierConfig | None = None, base: Iterable[str] = ()) -> None:
+        check_one(config, TierConfig | None, "config")
         self.config = config or TierConfig()
         self.counts = TierCounts()
         self._cached: dict[str, _Cached] = {}
@@ -118,7 +126,7 @@ class CacheTier:
         """Objects that the cache pool's OSDs remember to be elsewhere."""
         self._current: set[str] = set()
         self._since = self._now = 0.0
-        self._archive: deque[set[str]] = deque(maxlen=self.config.hit_set_count)
+        self._archive: deque[set[str]] = deque(maxlen=int(self.config.hit_set_count))
 
     # -- what clients do -----------------------------------------------------------------------
 
@@ -187,7 +195,9 @@ class CacheTier:
         It must have been in the current one before. A set ends with the first access after its
         period, which is still entered there; for this one access it then counts twice.
         """
+        check_one(name, str, "name")
         whole(length, "length", 0, self.config.object_size)
+        decimal(now, "now", -inf, inf)
         if now < self._now:
             raise BadInput("now", f"is {now:g} s, and it was {self._now:g} s before")
         self._now = now
