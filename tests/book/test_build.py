@@ -67,11 +67,11 @@ def test_a_row_of_sentences_names_its_cells_for_a_phone():
 def test_an_output_of_words_breaks_its_lines_and_one_of_columns_does_not():
     from vmbook.finish import wrap_words
 
-    output = '<div class="output stream"><div class="highlight"><pre><span></span>{}</pre></div></div>'
+    output = '<div class="output stream"><div class="highlight"><pre><span></span>{}</pre></div>'
     wraps = '<pre class="vm-words"><span></span>'
-    for words in ("Problem 1: what does it print?\n", "a:\n    b c\n", "[(&#39;HLT&#39;, 1)]\n"):
+    for words in ("What does it print?\n", "a:\n    b c\n    d e\n", "at 14  CR2: 0x8\nd e\n"):
         assert wrap_words(output.format(words)).count(wraps) == 1
-    for columns in ("a   b\nccc d\n", "a\tb\n", '<span class="p">0</span>  ms\n'):
+    for columns in ("a   b\nccc d\nd   e\n", "a\tb\nc\td\n", '<i class="p">0</i>  ms\n1  s\n'):
         assert wrap_words(output.format(columns)) == output.format(columns)
     source = output.format("x = 1\n").replace("output stream", "highlight-python")
     assert wrap_words(source) == source

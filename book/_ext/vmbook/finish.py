@@ -14,7 +14,7 @@ from vmbook import badges, figures, icons, predict, tables
 PLAYER_CHECKS = re.compile(r'(<span class="vm-checks" data-checks="([^"]*)">)\s*(</span>)')
 BLANK_END = re.compile(r"\n\s*\n(?=</pre>)")  # a piece of a file ends where the next begins
 OUTPUT = re.compile(r'(<div class="output [^"]*"><div class="highlight"><pre)(>.*?</pre>)', re.S)
-COLUMNS = re.compile(r"\S {2,}\S|\t")
+GAP = re.compile(r"\S {2,}\S|\t")
 UNUSED = (
     "vendor",
     "locales",
@@ -48,8 +48,10 @@ def wrap_words(html: str) -> str:
     """Let outputs of words break their lines; what stands in columns is scrolled instead."""
 
     def mark(match: re.Match[str]) -> str:
-        text = re.sub(r"<[^>]*>", "", match[2])
-        return match[0] if COLUMNS.search(text) else f'{match[1]} class="vm-words"{match[2]}'
+        lines = re.sub(r"<[^>]*>", "", match[2].removeprefix(">")).split("\n")
+        if sum(bool(GAP.search(line)) for line in lines) > 1:
+            return match[0]
+        return f'{match[1]} class="vm-words"{match[2]}'
 
     return OUTPUT.sub(mark, html)
 
