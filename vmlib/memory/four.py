@@ -12,6 +12,7 @@ the host is a virtual machine itself, what it calls physical is guest-physical t
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmlib.given import names_bad_input
 from vmlib.memory.paging import Access
 from vmlib.memory.slots import MemorySlots
 from vmlib.memory.walk import TableMemory, Walk, walk
@@ -41,6 +42,7 @@ class FourAddresses:
     walk: Walk
 
 
+@names_bad_input
 def host_address(hva: int, pagemap: Path = PAGEMAP) -> HostAddress:
     """Return where a byte of this process is in the host's memory, as far as one may know."""
     try:
@@ -66,6 +68,7 @@ def from_pagemap(entry: int, hva: int) -> HostAddress:
     return HostAddress(hpa, "physical to this kernel; under a hypervisor, guest-physical again")
 
 
+@names_bad_input
 def four_addresses(
     memory: TableMemory,
     slots: MemorySlots,

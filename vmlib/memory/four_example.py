@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.four import HostAddress, host_address
 from vmlib.memory.four_trace import Rulers, Segment, record_four, rulers_of
 from vmlib.memory.ram import GuestRam
@@ -68,6 +69,7 @@ class HostPages(NamedTuple):
         return HostAddress(page | hva % PAGE_SIZE, "recorded")
 
     @classmethod
+    @names_bad_input
     def load(cls, path: str | Path) -> Self:
         """Read a recording; `BadInput` names the file where it is none."""
         try:
@@ -109,6 +111,7 @@ def host_pages(host: str, recorded: str) -> HostPages:
     return HostPages((first, second, third), pages, host, recorded)
 
 
+@names_bad_input
 def four_slots(position: str, hvas: tuple[int, int, int]) -> MemorySlots:
     """Return the three slots, the second of them at one of `POSITIONS`."""
     if position not in POSITIONS:
@@ -132,11 +135,13 @@ def four_tables() -> tuple[SparseMemory, dict[str, int]]:
     return memory, tables.registers
 
 
+@names_bad_input
 def four_rulers(position: str, host: HostPages) -> Rulers:
     """Return the rulers of the example."""
     return rulers_of(_MAPPED, four_slots(position, host.hvas), host.pages.values(), END)
 
 
+@names_bad_input
 def record_four_example(
     host: HostPages, gva: int = START, position: str = "0x80000", access: str = "read"
 ) -> Trace:
@@ -160,6 +165,7 @@ def record_four_example(
     )
 
 
+@names_bad_input
 def four_controls(host: HostPages) -> dict[str, Any]:
     """Return what a player needs to let the reader choose: its model, inputs and tables."""
     memory, registers = four_tables()

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+from vmlib.given import names_bad_input
 from vmlib.memory.paging import Access
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.sparse import SparseMemory
@@ -64,6 +65,7 @@ class FourProblem:
         hva = slots.hva(gpa, access)
         return gpa, "MMIO" if hva is None else hva
 
+    @names_bad_input
     def mark(self, gpa: int | str | None = None, hva: int | str | None = None) -> str:
         """Mark an answer by walking; say what is right and give nothing away."""
         there, host = self.truth
@@ -72,7 +74,7 @@ class FourProblem:
 
 def four_problem(seed: int) -> FourProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     chance = random.Random(seed)
     slots: list[Slot] = []
     at, hva = 0, _HVA + chance.randrange(1 << 20) * PAGE_SIZE

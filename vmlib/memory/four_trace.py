@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
+from vmlib.given import names_bad_input
 from vmlib.memory.four import HostAddress, host_address
 from vmlib.memory.paging import ERROR_P, VECTOR_GP, check_access
 from vmlib.memory.slots import MemorySlots, Slot
@@ -42,6 +43,7 @@ class Rulers(NamedTuple):
         ]
 
 
+@names_bad_input
 def rulers_of(
     mapped: Iterable[Segment], slots: Iterable[Slot], host: Iterable[int], end: int
 ) -> Rulers:
@@ -66,6 +68,7 @@ def rulers_of(
     return Rulers(list(mapped), gpa, sorted(hva, key=lambda one: one[1]), hpa)
 
 
+@names_bad_input
 def record_four(
     memory: TableMemory,
     slots: MemorySlots,

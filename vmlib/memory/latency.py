@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput, HostUnavailable
+from vmlib.given import names_bad_input
+from vmlib.numbers import whole
 from vmlib.units import GIB, KIB, MIB, PAGE_SIZE, format_size, parse_size
 
 LISTING = (
@@ -75,6 +77,7 @@ class LatencyCurve:
         return tuple(point for point in self.points if point.huge == huge)
 
 
+@names_bad_input
 def latency_curve(
     sizes: Sequence[int | str] = DEFAULT_SIZES,
     *,
@@ -92,6 +95,7 @@ def latency_curve(
         raise BadInput("sizes", f"are multiples of {PAGE_SIZE} bytes, at least one")
     if repeats < 1 or loads < 1:
         raise BadInput("repeats, loads", "are at least 1")
+    whole(seed, "seed", 0)
     chase = chase_routine()
     free = _available()
     fitting = [size for size in wanted if size <= free // 2]

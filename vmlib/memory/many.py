@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.paging import (
     ERROR_P,
     ERROR_PK,
@@ -36,7 +37,7 @@ from vmlib.memory.paging import (
     P,
     PagingMode,
 )
-from vmlib.memory.walk import setting
+from vmlib.memory.walk import check_wide, setting
 
 Words = npt.NDArray[np.uint64]
 Lanes = npt.NDArray[np.intp]
@@ -96,6 +97,7 @@ class WalkMany:
         )
 
 
+@names_bad_input
 def walk_many(
     memory: WordMemory,
     gvas: npt.ArrayLike,
@@ -119,6 +121,7 @@ def walk_many(
     """
     mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     addresses = as_addresses(gvas)
+    check_wide(0, cr3, pkru)
     out = WalkMany.empty(len(addresses))
     words = memory.u64
     for start in range(0, len(addresses), PIECE):

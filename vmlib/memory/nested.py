@@ -15,6 +15,7 @@ end, when the access is allowed by both. A PAE guest's PDPTEs are read in the wa
 from dataclasses import dataclass
 from typing import Literal
 
+from vmlib.given import names_bad_input
 from vmlib.memory.paging import (
     ERROR_W,
     NAMES,
@@ -33,7 +34,7 @@ from vmlib.memory.second_stage import (
     Translation,
     set_second_stage_bits,
     table_access,
-    translate_gpa,
+    through,
 )
 from vmlib.memory.walk import (
     Fault,
@@ -83,6 +84,7 @@ class NestedWalk:
     steps: tuple[NestedStep, ...]
 
 
+@names_bad_input
 def walk_nested(
     memory: TableMemory,
     gva: int,
@@ -185,11 +187,11 @@ class GuestMemory:
 
     def second_stage(self, gpa: int, access: Access, table: bool) -> tuple[Translation, int]:
         """Translate, and say how many of the entries passed were not read: none, without caches."""
-        return translate_gpa(self.host, self.second, gpa, access, table=table), 0
+        return through(self.host, self.second, gpa, access, table), 0
 
     def again(self, gpa: int, access: Access) -> Translation:
         """Translate the address of a guest entry once more, to set its A and D."""
-        return translate_gpa(self.host, self.second, gpa, access, table=True)
+        return through(self.host, self.second, gpa, access, True)
 
     def at_data(self) -> None:
         """The guest's tables are through: what follows is the last column."""

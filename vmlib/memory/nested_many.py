@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vmlib.given import names_bad_input
 from vmlib.memory.many import (
     NO_GPA,
     OUTSIDE_RAM,
@@ -46,7 +47,7 @@ from vmlib.memory.second_stage import (
     table_access,
 )
 from vmlib.memory.usual import usual_walk
-from vmlib.memory.walk import setting
+from vmlib.memory.walk import check_wide, setting
 
 PIECE = 1 << 15
 _WRITE_BACK = 6 << EPT_TYPE_SHIFT
@@ -96,6 +97,7 @@ class NestedMany:
         )
 
 
+@names_bad_input
 def walk_nested_many(
     memory: WordMemory,
     gvas: npt.ArrayLike,
@@ -119,6 +121,7 @@ def walk_nested_many(
     """
     mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
     addresses = as_addresses(gvas)
+    check_wide(0, cr3, pkru)
     out = NestedMany.empty(len(addresses))
     words = memory.u64
     entry_bytes = mode.entry_bytes if mode else 8

@@ -24,6 +24,8 @@ from functools import lru_cache
 from typing import Literal
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
+from vmlib.numbers import whole
 
 Access = Literal["read", "write", "fetch"]
 
@@ -152,6 +154,7 @@ class AccessRules:
     """The bits W, U and I of a page fault's error code."""
 
 
+@names_bad_input
 @lru_cache(maxsize=256)
 def paging_mode(cr0: int, cr4: int, efer: int, maxphyaddr: int = 52) -> PagingMode | None:
     """Return the mode that the control registers select, or None where paging is off.
@@ -160,6 +163,7 @@ def paging_mode(cr0: int, cr4: int, efer: int, maxphyaddr: int = 52) -> PagingMo
     Raises `BadInput` for a MAXPHYADDR outside 32..52, and for long mode without CR4.PAE, a state
     that MOV to CR0 refuses. SDM vol. 3A, 4.1.1.
     """
+    _check_registers(cr0, cr4, efer)
     if not 32 <= maxphyaddr <= 52:
         raise BadInput("maxphyaddr", f"is 32 to 52 bits, not {maxphyaddr}")
     if not cr0 & CR0_PG:
@@ -180,6 +184,7 @@ def paging_mode(cr0: int, cr4: int, efer: int, maxphyaddr: int = 52) -> PagingMo
     return PagingMode(name, levels, ADDRESS, sign_bit, ADDRESS, 8)
 
 
+@names_bad_input
 @lru_cache(maxsize=256)
 def access_rules(
     cr0: int, cr4: int, efer: int, access: Access, cpl: int, ac: bool, implicit: bool
@@ -190,8 +195,8 @@ def access_rules(
     CPL, and EFLAGS.AC does not help it past SMAP.
     """
     check_access(access)
-    if not 0 <= cpl <= 3:
-        raise BadInput("cpl", f"is 0 to 3, not {cpl}")
+    _check_registers(cr0, cr4, efer)
+    whole(cpl, "cpl", 0, 3)
     user = cpl == 3 and not implicit
     write, fetch = access == "write", access == "fetch"
     nx_on = bool(efer & EFER_NXE and cr4 & CR4_PAE)
@@ -218,12 +223,14 @@ def access_rules(
 
 def check_access(access: str) -> None:
     """Raise `BadInput` for what is no access."""
-    if access not in _ERROR_KIND:
+    if not isinstance(access, str) or access not in _ERROR_KIND:
         raise BadInput("access", f"is 'read', 'write' or 'fetch', not {access!r}")
 
 
+@names_bad_input
 def flag_names(entry: int, level: Level) -> tuple[str, ...]:
     """Return the names of the flags set in an entry read at `level`, lowest first."""
+    entry = whole(entry, "entry", 0, (1 << 64) - 1)
     bits = {"P": P, "RW": RW, "US": US, "PWT": PWT, "PCD": PCD, "A": A & ~level.grants}
     if level.number == 1:
         bits |= {"D": D, "PAT": PS, "G": G}
@@ -232,6 +239,11 @@ def flag_names(entry: int, level: Level) -> tuple[str, ...]:
     if level.entry_bytes == 8:
         bits["NX"] = NX
     return tuple(name for name, bit in bits.items() if entry & bit)
+
+
+def _check_registers(cr0: int, cr4: int, efer: int) -> None:
+    for name, value in (("cr0", cr0), ("cr4", cr4), ("efer", efer)):
+        whole(value, name, 0, (1 << 64) - 1)
 
 
 def _wide(number: int, reserved: int) -> Level:

@@ -12,11 +12,13 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput, HostUnavailable
+from vmlib.given import names_bad_input
 from vmlib.units import PAGE_SIZE, format_size, parse_size
 
 _NORESERVE = 0x4000  # Linux's number; Python has the name from 3.13 on
@@ -68,11 +70,13 @@ class GuestRam:
         """The same bytes as little-endian 64-bit words, from GPA 0; writable, not a copy."""
         return np.frombuffer(self._mapping, dtype="<u8")
 
+    @names_bad_input
     def read(self, gpa: int, length: int) -> bytes:
         """Return a copy of `length` bytes at guest-physical address `gpa`."""
         self._check(gpa, length)
         return self._mapping[gpa : gpa + length]
 
+    @names_bad_input
     def write(self, gpa: int, data: bytes) -> None:
         """Store `data` at guest-physical address `gpa`; all of it or, if it does not fit, none."""
         self._check(gpa, len(data))
@@ -82,18 +86,19 @@ class GuestRam:
 
     def read_u64(self, gpa: int) -> int:
         """Return the little-endian 64-bit word at `gpa`; quick where `gpa` is aligned."""
-        if gpa >= 0 and not gpa & 7:
-            try:
+        try:
+            if gpa >= 0 and not gpa & 7:
                 return self.words64[gpa >> 3]
-            except (IndexError, ValueError):
-                pass  # outside, or closed: `read` says which
+        except (IndexError, ValueError, TypeError):
+            pass  # outside, closed, or no number: `read` says which
         return int.from_bytes(self.read(gpa, 8), "little")
 
+    @names_bad_input
     def write_u64(self, gpa: int, value: int) -> None:
         """Store `value`, 0 to 2**64 - 1, as a little-endian 64-bit word at `gpa`."""
         if not 0 <= value < 1 << 64:
             raise BadInput("value", f"does not fit 64 bits: {value:#x}")
-        self.write(gpa, value.to_bytes(8, "little"))
+        self.write(gpa, index(value).to_bytes(8, "little"))
 
     def close(self) -> None:
         """Give the pages back, or leave that to the last numpy view that still uses them."""

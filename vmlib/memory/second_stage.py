@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vmlib.errors import BadInput
+from vmlib.given import check_fields, names_bad_input
 from vmlib.memory.paging import (
     ADDRESS,
     CR0_PG,
@@ -39,6 +40,7 @@ from vmlib.memory.paging import (
     paging_mode,
 )
 from vmlib.memory.walk import OUTSIDE, TableMemory, TableOutsideRam, follow
+from vmlib.numbers import whole
 
 EPT_R, EPT_W, EPT_X = 1, 2, 4
 EPT_A, EPT_D = 1 << 8, 1 << 9
@@ -66,6 +68,8 @@ class Ept:
     """Whether an entry may grant X without R (IA32_VMX_EPT_VPID_CAP, bit 0)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        whole(self.eptp, "eptp", 0, (1 << 64) - 1)
         if self.eptp >> 3 & 7 not in (3, 4):
             raise BadInput("eptp", "bits 5:3 are the walk length less one: 3 or 4 (SDM 25.6.11)")
         if not 32 <= self.maxphyaddr <= 52:
@@ -107,8 +111,11 @@ class Npt:
     """The host's EFER.NXE."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        whole(self.n_cr3, "n_cr3", 0, (1 << 64) - 1)
         if self.levels not in (4, 5):
             raise BadInput("levels", f"of nested tables are 4 or 5 here, not {self.levels}")
+        whole(self.maxphyaddr, "maxphyaddr", 32, 52)
 
     @property
     def mode(self) -> PagingMode:
@@ -165,6 +172,7 @@ def table_access(second: SecondStage) -> Access:
     return "write" if isinstance(second, Npt) or second.accessed_dirty else "read"
 
 
+@names_bad_input
 def translate_gpa(
     memory: TableMemory, second: SecondStage, gpa: int, access: Access, *, table: bool = False
 ) -> Translation:
@@ -174,6 +182,15 @@ def translate_gpa(
     for what is no access.
     """
     check_access(access)
+    if gpa >> 64:
+        raise BadInput("gpa", f"has 64 bits, not {gpa:#x}")
+    return through(memory, second, gpa, access, table)
+
+
+def through(
+    memory: TableMemory, second: SecondStage, gpa: int, access: Access, table: bool
+) -> Translation:
+    """Walk the second stage: the core of `translate_gpa`."""
     if isinstance(second, Npt):
         return _through_npt(memory, second, gpa, access, table)
     return _through_ept(memory, second, gpa, access, table)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput
+from vmlib.given import check_fields, names_bad_input
 from vmlib.units import PAGE_SIZE
 
 
@@ -32,6 +33,9 @@ class Slot:
     hva: int
     readonly: bool = False
     log_dirty: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def end(self) -> int:
@@ -55,6 +59,7 @@ class MemorySlots:
     def __len__(self) -> int:
         return len(self._slots)
 
+    @names_bad_input
     def set(self, slot: Slot) -> None:
         """Add a slot, or move or re-flag the one of its number.
 
@@ -75,11 +80,13 @@ class MemorySlots:
         elif slot.number not in self._dirty:
             self._dirty[slot.number] = np.zeros(slot.size // PAGE_SIZE, np.bool_)
 
+    @names_bad_input
     def remove(self, number: int) -> None:
         """Let a slot's addresses be a hole (to KVM: a region of size 0)."""
         self._slots.remove(self._numbered(number))
         self._dirty.pop(number, None)
 
+    @names_bad_input
     def find(self, gpa: int) -> Slot | None:
         """Return the slot that holds `gpa`; None in a hole."""
         place = bisect_right(self._slots, gpa, key=lambda one: one.gpa) - 1
@@ -87,6 +94,7 @@ class MemorySlots:
             return self._slots[place]
         return None
 
+    @names_bad_input
     def hva(self, gpa: int, access: Literal["read", "write", "fetch"] = "read") -> int | None:
         """Return the host-virtual address of an access, or None where it is MMIO.
 
@@ -100,6 +108,7 @@ class MemorySlots:
             self._dirty[slot.number][offset // PAGE_SIZE] = True
         return slot.hva + offset
 
+    @names_bad_input
     def dirty_log(self, number: int) -> npt.NDArray[np.int64]:
         """Return guest-physical addresses of pages written since the last call, and forget them."""
         slot = self._numbered(number)

@@ -6,21 +6,25 @@ Unlike `GuestRam` it has no pages that an engine could map.
 """
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
+from vmlib.numbers import whole
 
 
 class SparseMemory:
     """`size` bytes from address 0, all of them zero until written; whole aligned words only."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = whole(size, "size", 1)
         self._words: dict[int, int] = {}
 
+    @names_bad_input
     def read_u64(self, at: int) -> int:
         """Return the word at `at`; `BadInput` outside the memory or off an 8-byte boundary."""
         if not 0 <= at < self.size or at & 7:
             raise BadInput("address", f"{at:#x} is no aligned word below {self.size:#x}")
         return self._words.get(at, 0)
 
+    @names_bad_input
     def write_u64(self, at: int, value: int) -> None:
         """Store a word; errors as in `read_u64`."""
         self.read_u64(at)
@@ -29,6 +33,7 @@ class SparseMemory:
         else:
             self._words.pop(at, None)
 
+    @names_bad_input
     def write(self, at: int, data: bytes) -> None:
         """Store bytes, a multiple of 8."""
         if len(data) % 8:

@@ -10,9 +10,11 @@ Intel SDM vol. 3A, 4.3 to 4.5; EPT: vol. 3C, 29.3.2. Left out: PSE-36, and right
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, Protocol
 
 from vmlib.errors import BadInput
+from vmlib.given import check_fields, names_bad_input
 from vmlib.memory.paging import (
     CR0_PG,
     CR0_WP,
@@ -32,6 +34,7 @@ from vmlib.memory.paging import (
     PagingMode,
     paging_mode,
 )
+from vmlib.numbers import whole
 from vmlib.units import GIB, MIB, PAGE_SIZE, format_size
 
 _CR0 = CR0_PG | CR0_WP | 0x11  # PE and ET
@@ -73,6 +76,9 @@ class Map:
     key: int = 0
     page: int = PAGE_SIZE
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:
@@ -91,8 +97,10 @@ class Tables:
         """The EPT pointer: root, walk length, write-back; A and D are off (SDM 25.6.11)."""
         return self.root | len(self.mode.levels) - 1 << 3 | 6
 
+    @names_bad_input
     def entry(self, ram: Ram, gva: int, level: int = 1) -> int:
         """Return the address of the entry that `gva` passes at `level`; `BadInput` if none."""
+        whole(gva, "gva", 0, (1 << 64) - 1)
         table = self.root
         for one in self.mode.levels:
             at = table + (gva >> one.offset_shift & one.offset_mask)
@@ -105,6 +113,7 @@ class Tables:
         raise BadInput("level", f"{gva:#x} passes no entry of level {level}")
 
 
+@names_bad_input
 def build_tables(
     ram: Ram, *, at: int, mapping: Iterable[Map], levels: int = 4, format: Format = "x86"
 ) -> Tables:
@@ -114,7 +123,7 @@ def build_tables(
     zeroed. Raises `BadInput` naming what does not fit: an address that is not aligned to its
     page, a page size that the mode has not, two maps of one address, RAM that is too small.
     """
-    if at % PAGE_SIZE:
+    if whole(at, "at", 0) % PAGE_SIZE:
         raise BadInput("at", f"is the address of a page, not {at:#x}")
     registers = _registers(levels)
     if format == "ept" and levels < 4:
@@ -203,4 +212,4 @@ def _read(ram: Ram, at: int, size: int) -> int:
 
 
 def _write(ram: Ram, at: int, value: int, size: int) -> None:
-    ram.write(at, value.to_bytes(size, "little"))
+    ram.write(at, index(value).to_bytes(size, "little"))

@@ -28,6 +28,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from vmlib.errors import BadInput, GuestError
+from vmlib.given import STUMBLES, blamed
 from vmlib.memory.paging import (
     ERROR_P,
     ERROR_PK,
@@ -166,9 +167,12 @@ def walk(
 
     Raises `TableOutsideRam` where a table is not in RAM, and `BadInput` for what is no access.
     """
-    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
-    entries: list[int] = []
-    gpa, page_size, fault = follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    try:
+        mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
+        entries: list[int] = []
+        gpa, page_size, fault = follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    except STUMBLES as error:
+        raise blamed(error, walk, locals()) from None
     # As Walk(...) does it, in half the time.
     return tuple.__new__(Walk, (gva, gpa, page_size, fault, cr3, mode, entries))
 
@@ -190,9 +194,12 @@ def translate(
     implicit: bool = False,
 ) -> tuple[int | None, int, Fault | None]:
     """Return (gpa, page size, fault) of the same walk as `walk`, without the steps."""
-    mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
-    entries: list[int] | None = [] if set_ad else None
-    return follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    try:
+        mode, rules = setting(cr0, cr4, efer, maxphyaddr, access, cpl, ac, implicit)
+        entries: list[int] | None = [] if set_ad else None
+        return follow(memory, gva, cr3, mode, rules, pkru, set_ad, entries)
+    except STUMBLES as error:
+        raise blamed(error, translate, locals()) from None
 
 
 @lru_cache(maxsize=256)
@@ -224,13 +231,13 @@ def follow(
     entries: list[int] | None,
 ) -> tuple[int | None, int, Fault | None]:
     """Walk; append what is read to `entries` if there is such a list (`set_ad` needs it)."""
+    if (gva | cr3) >> 64 or pkru >> 32:
+        check_wide(gva, cr3, pkru)
     if mode is None:
         return gva & 0xFFFF_FFFF, 0, None
     if mode.sign_bit:
         sign = gva >> mode.sign_bit
         if sign and sign != (1 << 64 - mode.sign_bit) - 1:
-            if not 0 <= gva < 1 << 64:
-                raise BadInput("gva", f"is a 64-bit address, not {gva:#x}")
             return None, 0, Fault(VECTOR_GP, 0, 0)
     read = memory.read_u64 if mode.entry_bytes == 8 else _narrow(memory.read_u64)
     words = getattr(memory, "words64", None) if mode.entry_bytes == 8 else None
@@ -281,6 +288,13 @@ def follow(
     return gpa, level.page_size, None
 
 
+def check_wide(gva: int, cr3: int, pkru: int) -> None:
+    """Raise `BadInput` for an address, a CR3 or a PKRU that has not so few bits."""
+    for name, value, bits in (("gva", gva, 64), ("cr3", cr3, 64), ("pkru", pkru, 32)):
+        if value >> bits:
+            raise BadInput(name, f"has {bits} bits, not {value:#x}")
+
+
 def _unusable(entry: int, rules: AccessRules, level: Level) -> Fault:
     """Return the page fault of an entry that is not present or has a reserved bit set."""
     if entry & P:
@@ -295,7 +309,7 @@ def _broken(rules: AccessRules, why: int, level: Level) -> Fault:
 
 def _narrow(read_u64: Callable[[int], int]) -> Callable[[int], int]:
     """Return a reader of 4-byte entries: half of the aligned word around each."""
-    return lambda gpa: read_u64(gpa & ~7) >> (gpa & 4) * 8 & 0xFFFF_FFFF
+    return lambda gpa: read_u64(gpa >> 3 << 3) >> (gpa & 4) * 8 & 0xFFFF_FFFF
 
 
 def references(

@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.paging import CR4_SMAP, CR4_SMEP, Access
 from vmlib.memory.second_stage import Ept, Npt, SecondStage
 from vmlib.memory.sparse import SparseMemory
@@ -111,6 +112,7 @@ class Example(NamedTuple):
     registers: dict[str, dict[str, int]]
 
 
+@names_bad_input
 def record_example(
     gva: int = START, guest: str = "4K", host: str = "ept", access: str = "read"
 ) -> Trace:
@@ -184,6 +186,7 @@ def example_tables() -> dict[str, Any]:
     }
 
 
+@names_bad_input
 def example_host(host: str = "ept") -> Example:
     """Return a host, a key of `HOSTS`, and its guests; new ones each time, to do with as you like.
 

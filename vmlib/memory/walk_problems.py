@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.walk_example import (
     ACCESSES,
     GUESTS,
@@ -57,6 +58,7 @@ class WalkProblem:
         """References, and a key of `ENDS`."""
         return self.trace.counters["references"], _WHO[self.trace.steps[-1].event]
 
+    @names_bad_input
     def mark(self, references: int | None = None, who: str | None = None) -> str:
         """Mark an answer by walking; say what is right and give nothing away."""
         if who is not None and who not in ENDS:
@@ -67,7 +69,7 @@ class WalkProblem:
 
 def walk_problem(seed: int) -> WalkProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     chance = random.Random(seed)
     guests = [key for key in GUESTS if key != "off"]
     return WalkProblem(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.nested import NestedWalk, walk_nested
 from vmlib.memory.paging import ADDRESS, ERROR_P, ERROR_RSVD, VECTOR_GP, Access
 from vmlib.memory.second_stage import Ept, SecondStage, SecondStageExit
@@ -48,6 +49,7 @@ class Setting(TypedDict, total=False):
     implicit: bool
 
 
+@names_bad_input
 def record_walk(
     memory: TableMemory, gva: int, *, caches: Caches = "cold", **how: Unpack[Setting]
 ) -> Trace:
@@ -62,6 +64,7 @@ def record_walk(
     return _Recording(gva, done, cells, None, caches, how).run()
 
 
+@names_bad_input
 def record_walk_nested(
     memory: TableMemory,
     gva: int,
@@ -82,6 +85,7 @@ def record_walk_nested(
     return _Recording(gva, done, cells, second, caches, how).run()
 
 
+@names_bad_input
 def opening(trace: Trace) -> int:
     """Return the step before the answer: the first at which an entry of the guest is read.
 

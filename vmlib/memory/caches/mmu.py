@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vmlib.errors import BadInput, SpecViolation
+from vmlib.given import check_fields, check_one, names_bad_input
 from vmlib.memory.caches.nested import walk_nested_cached
 from vmlib.memory.caches.tlb import Tag, TlbShape, TranslationCache
 from vmlib.memory.caches.walk import CachedWalk, Caches, linear_address, walk_cached
@@ -32,6 +33,7 @@ from vmlib.memory.paging import (
 )
 from vmlib.memory.second_stage import Ept, Npt, SecondStage
 from vmlib.memory.walk import TableMemory, setting
+from vmlib.numbers import whole
 
 CR4_PGE = 1 << 7
 CR4_PCIDE = 1 << 17
@@ -74,6 +76,11 @@ class Context:
     vpid: int = 0
     second: SecondStage | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("cr0", "cr3", "cr4", "efer"):
+            whole(getattr(self, name), name, 0, (1 << 64) - 1)
+
     @property
     def pcid(self) -> int:
         """The current process-context identifier."""
@@ -103,6 +110,7 @@ class Mmu:
     `SpecViolation`, with the section, for what the processor refuses.
     """
 
+    @names_bad_input
     def __init__(
         self,
         memory: TableMemory,
@@ -114,6 +122,7 @@ class Mmu:
         shape: TlbShape | None = None,
         maxphyaddr: int = 52,
     ) -> None:
+        check_one(memory, TableMemory, "memory")
         shape = shape or TlbShape()
         self.memory = memory
         self.linear = TranslationCache(shape)
@@ -121,7 +130,7 @@ class Mmu:
         self.physical = TranslationCache(shape)
         """Guest-physical mappings."""
         self.counters = TlbCounters()
-        self._maxphyaddr = maxphyaddr
+        self._maxphyaddr = whole(maxphyaddr, "maxphyaddr", 32, 52)
         self._now = Context(cr0, cr3, cr4, efer)
         self._host: Context | None = None
 
@@ -135,6 +144,7 @@ class Mmu:
         """Whether a guest runs."""
         return self._host is not None
 
+    @names_bad_input
     def access(
         self,
         gva: int,
@@ -180,6 +190,7 @@ class Mmu:
 
     # ---- Instructions of 4.10.4.1: for the current VPID or ASID, whatever the second stage
 
+    @names_bad_input
     def mov_cr0(self, value: int) -> None:
         """MOV to CR0: from PG 1 to 0 all of this VPID goes."""
         off = self._now.cr0 & ~value & CR0_PG
@@ -192,6 +203,7 @@ class Mmu:
         if off:
             self._drop_mine(lambda tag: True)
 
+    @names_bad_input
     def mov_cr3(self, value: int) -> None:
         """MOV to CR3: the PCID that is loaded goes, global pages aside; nothing with bit 63."""
         keep = bool(value & KEEP)
@@ -205,6 +217,7 @@ class Mmu:
             pcid = self._now.pcid
             self._drop_mine(lambda tag: tag.pcid == pcid)
 
+    @names_bad_input
     def mov_cr4(self, value: int) -> None:
         """MOV to CR4: PGE, and PCIDE from 1 to 0, drop all; PAE, and SMEP from 0 to 1, a PCID.
 
@@ -223,11 +236,13 @@ class Mmu:
         elif changed & (CR4_PAE | CR4_PSE | CR4_LA57) or changed & value & CR4_SMEP:
             self._drop_mine(lambda tag: tag.pcid in (pcid, None))
 
+    @names_bad_input
     def invlpg(self, gva: int) -> None:
         """INVLPG: the page, global or not, and all paging-structure entries of this PCID."""
         pcid = self._now.pcid
         self._drop_mine(lambda tag: tag.pcid in (pcid, None), gva, all_structures=True)
 
+    @names_bad_input
     def invpcid(self, type: int, pcid: int = 0, gva: int = 0) -> None:
         """INVPCID: 0 an address of a PCID, 1 a PCID, 2 all, 3 all but global pages."""
         if type not in (0, 1, 2, 3) or not 0 <= pcid < 1 << 12:

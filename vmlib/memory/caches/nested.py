@@ -25,7 +25,7 @@ from vmlib.memory.caches.walk import (
 )
 from vmlib.memory.nested import GuestMemory, follow_nested
 from vmlib.memory.paging import ERROR_W, NAMES, Access, AccessRules, D, PagingMode
-from vmlib.memory.second_stage import SecondStage, Translation, translate_gpa
+from vmlib.memory.second_stage import SecondStage, Translation, through
 from vmlib.memory.walk import TableMemory
 
 PHYSICAL_TLB = "guest-physical TLB"
@@ -67,14 +67,14 @@ class _CachedGuest(GuestMemory):
             rows = self._physical(gpa, access)
             self.saved += len(rows)
         seen = Known(self.host, rows)
-        done = translate_gpa(seen, self.second, gpa, access, table=table)
+        done = through(seen, self.second, gpa, access, table)
         self._passed[gpa >> 12] = tuple(entry for _, _, entry in done.passed)
         return done, len(rows)
 
     def again(self, gpa: int, access: Access) -> Translation:
         """Translate as it was done on the way, though tables may have changed since."""
         seen = Known(self.host, self._passed[gpa >> 12])
-        return translate_gpa(seen, self.second, gpa, access, table=True)
+        return through(seen, self.second, gpa, access, True)
 
     def _physical(self, gpa: int, access: Access) -> tuple[int, ...]:
         """Return the nested entries that guest-physical mappings know for an address."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from vmlib.given import names_bad_input
 from vmlib.memory.caches.mmu import CR4_PCIDE, KEEP
 from vmlib.memory.caches.vmx_mmu import CachedMmu
 from vmlib.memory.nested import walk_nested
@@ -80,6 +81,7 @@ class TlbProblem:
         """Misses, and reads of an old page."""
         return sum(missed for missed, _ in self.reads), sum(old for _, old in self.reads)
 
+    @names_bad_input
     def mark(self, misses: int | None = None, old: int | None = None) -> str:
         """Mark an answer by living through the story; give nothing away."""
         missed, went_wrong = self.answer
@@ -93,7 +95,7 @@ def event_words(event: Event) -> str:
 
 def tlb_problem(seed: int) -> TlbProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     chance = random.Random(seed)
     vpid, pcid = chance.random() < 0.6, chance.random() < 0.5
     pages = chance.sample((1, 2, 3), 2)

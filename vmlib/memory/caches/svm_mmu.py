@@ -12,13 +12,16 @@ Left out: INVLPGB, SMM, and what VMRUN checks of the VMCB beside ASID and TLB_CO
 from typing import Literal
 
 from vmlib.errors import SpecViolation
+from vmlib.given import names_bad_input
 from vmlib.memory.caches.mmu import Context, Mmu
 from vmlib.memory.second_stage import Npt
+from vmlib.numbers import whole
 
 
 class SvmMmu(Mmu):
     """One logical processor of AMD's. It starts as the host, which has ASID 0."""
 
+    @names_bad_input
     def vmrun(
         self,
         *,
@@ -32,7 +35,7 @@ class SvmMmu(Mmu):
     ) -> None:
         """Enter a guest. TLB_CONTROL: 0 drops nothing, 1 all, 3 the ASID, 7 it but global pages."""
         self._as_host("VMRUN", "AMD APM vol. 2, 15.5.1")
-        if not asid:
+        if not whole(asid, "asid", 0, (1 << 32) - 1):
             raise SpecViolation("AMD APM vol. 2, 15.5.1", "ASID 0 is the host's: VMEXIT_INVALID")
         if tlb_control not in (0, 1, 3, 7):
             raise SpecViolation("AMD APM vol. 2, 15.16.1", f"TLB_CONTROL {tlb_control} is reserved")
@@ -48,6 +51,7 @@ class SvmMmu(Mmu):
         """#VMEXIT: leave the guest. Nothing is dropped."""
         self._leave()
 
+    @names_bad_input
     def invlpga(self, gva: int, asid: int) -> None:
         """INVLPGA: drop a page of an ASID, and the tables on its way. 15.16.2."""
         self._drop(lambda tag: tag.vpid == asid, gva)

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vmlib.errors import BadInput
+from vmlib.given import check_fields
+from vmlib.numbers import whole
 from vmlib.units import GIB, KIB, MIB
 
 SIZES = (4 * KIB, 2 * MIB, 4 * MIB, GIB)
@@ -40,6 +42,7 @@ class TlbArray:
     ways: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.sets < 1 or self.ways < 1:
             raise BadInput("sets, ways", f"are at least 1, not {self.sets} and {self.ways}")
         if unknown := set(self.sizes) - set(SIZES):
@@ -67,11 +70,12 @@ class TlbShape:
     level that is missing has no cache."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = [size for array in self.arrays for size in array.sizes]
         if len(sizes) != len(set(sizes)):
             raise BadInput("arrays", "hold each size of page once")
         for level, entries in self.structures.items():
-            if level not in (2, 3, 4, 5) or entries < 1:
+            if level not in (2, 3, 4, 5) or whole(entries, "structures") < 1:
                 raise BadInput(
                     "structures", f"are of level 2 to 5, 1 entry and more: {level} has not"
                 )

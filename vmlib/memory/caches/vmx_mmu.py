@@ -9,6 +9,7 @@ numbers: a linear address that is not canonical, an EPTP that VM entry would ref
 """
 
 from vmlib.errors import BadInput, SpecViolation
+from vmlib.given import names_bad_input
 from vmlib.memory.caches.mmu import Context, Mmu
 from vmlib.memory.paging import ADDRESS
 from vmlib.memory.second_stage import Ept
@@ -22,6 +23,7 @@ class CachedMmu(Mmu):
     `SpecViolation` where it refuses an instruction, `BadInput` where no guest runs that could exit.
     """
 
+    @names_bad_input
     def vm_entry(
         self,
         *,
@@ -47,6 +49,7 @@ class CachedMmu(Mmu):
         if without_vpid:
             self._drop(lambda tag: tag.vpid == 0)
 
+    @names_bad_input
     def invvpid(self, type: int, vpid: int = 0, gva: int = 0) -> None:
         """INVVPID: 0 an address, 1 a VPID, 2 all VPIDs but 0, 3 a VPID but its global pages."""
         self._as_host("INVVPID", _IN_A_GUEST)
@@ -61,6 +64,7 @@ class CachedMmu(Mmu):
         else:
             self._drop(lambda tag: tag.vpid == vpid, gva if type == 0 else None)
 
+    @names_bad_input
     def invept(self, type: int, eptp: int = 0) -> None:
         """INVEPT: guest-physical and combined mappings of 1 one EP4TA, 2 all."""
         self._as_host("INVEPT", _IN_A_GUEST)

@@ -17,12 +17,14 @@ the guest changes.
 from typing import Literal
 
 from vmlib.errors import BadInput, Unsupported
+from vmlib.given import names_bad_input
 from vmlib.memory.ram import GuestRam
 from vmlib.memory.shadow.nested_pager import NestedPager
 from vmlib.memory.shadow.pager import ShadowPager
 from vmlib.memory.shadow.strategy import Forget, ShadowAccess, Strategy
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.tables import Map, build_tables
+from vmlib.numbers import whole
 from vmlib.units import KIB, MIB, PAGE_SIZE
 
 NESTED = Strategy("nested paging")
@@ -60,6 +62,7 @@ class ShadowGuest:
     With `used` False nothing has been touched yet, by anybody.
     """
 
+    @names_bad_input
     def __init__(
         self, strategy: Strategy, *, forget: Forget | None = None, used: bool = True
     ) -> None:
@@ -93,9 +96,7 @@ class ShadowGuest:
 
     def address(self, page: int) -> int:
         """Return the guest's address of one of its pages."""
-        if not 0 <= page < PAGES:
-            raise BadInput("page", f"is 0 to {PAGES - 1}, not {page}")
-        return _FIRST + page * PAGE_SIZE
+        return _FIRST + whole(page, "page", 0, PAGES - 1) * PAGE_SIZE
 
     def entry(self, page: int) -> int:
         """Return the address at which the guest sees the table entry of a page."""
@@ -125,6 +126,7 @@ class ShadowGuest:
         """The guest loads CR3, with the value that is there."""
         self.do("load cr3")
 
+    @names_bad_input
     def do(
         self,
         what: Literal["read", "write", "move", "unmap", "invlpg", "load cr3"] | str,
@@ -186,6 +188,6 @@ class ShadowGuest:
 
     @staticmethod
     def _letter(letter: str) -> str:
-        if len(letter) != 1 or letter not in LETTERS:
+        if not isinstance(letter, str) or len(letter) != 1 or letter not in LETTERS:
             raise BadInput("letter", f"is one of {LETTERS}, not {letter!r}")
         return letter

@@ -11,12 +11,14 @@ Left out: taking pages back, a dirty log, large pages in the second stage.
 from collections import Counter
 
 from vmlib.errors import BadInput
+from vmlib.given import check_one, names_bad_input
 from vmlib.memory.nested import walk_nested
 from vmlib.memory.paging import ADDRESS, RW, US, Access, P
 from vmlib.memory.second_stage import Npt, SecondStageExit
 from vmlib.memory.shadow.pages import HostMemory, aligned
 from vmlib.memory.shadow.strategy import ShadowAccess, Trap
 from vmlib.memory.slots import MemorySlots
+from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 
@@ -27,6 +29,7 @@ class NestedPager:
     Raises `BadInput` where the tables need more room than there is from `at` to `end`.
     """
 
+    @names_bad_input
     def __init__(
         self,
         host: HostMemory,
@@ -41,18 +44,23 @@ class NestedPager:
         levels: int = 4,
         maxphyaddr: int = 52,
     ) -> None:
+        check_one(host, HostMemory, "host")
+        check_one(slots, MemorySlots, "slots")
         self.host = host
         self.slots = slots
-        self.cr3 = cr3
+        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
         self.traps: Counter[Trap] = Counter()
         """Nested page faults: "filled", or "mmio" where no slot holds the page."""
         self.counts: Counter[str] = Counter()
         self._end = host.size if end is None else end
+        if at % PAGE_SIZE or not 0 <= at < self._end <= host.size:
+            raise BadInput("at", f"{at:#x}..{self._end - 1:#x} are no pages of host RAM")
         self._next = at
         self._second = Npt(self._table(), levels=levels)
         self._cr0, self._cr4, self._efer = cr0, cr4, efer
         self._maxphyaddr = maxphyaddr
 
+    @names_bad_input
     def access(
         self, gva: int, access: Access = "read", *, cpl: int = 0, ac: bool = False
     ) -> ShadowAccess:
@@ -80,11 +88,13 @@ class NestedPager:
             if trap == "mmio":
                 return ShadowAccess(gva, done.exit.gpa, None, None, trap)
 
+    @names_bad_input
     def load(self, gva: int, *, cpl: int = 0) -> int | None:
         """Return the 8 bytes at an aligned address; None on a fault or where it is MMIO."""
         hpa = self.access(aligned(gva), cpl=cpl).hpa
         return None if hpa is None else self.host.read_u64(hpa)
 
+    @names_bad_input
     def store(self, gva: int, value: int, *, cpl: int = 0, ac: bool = False) -> ShadowAccess:
         """Store 8 bytes at an aligned address, a guest table's or not: there is no difference."""
         done = self.access(aligned(gva), "write", cpl=cpl, ac=ac)
@@ -92,12 +102,14 @@ class NestedPager:
             self.host.write_u64(done.hpa, value)
         return done
 
+    @names_bad_input
     def invlpg(self, gva: int) -> None:
         """The guest executes INVLPG: the processor does it, and nobody is asked."""
 
+    @names_bad_input
     def load_cr3(self, cr3: int) -> None:
         """The guest loads CR3: the processor does it, and nobody is asked."""
-        self.cr3 = cr3
+        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
 
     def _nested_fault(self, left: SecondStageExit) -> Trap:
         """Give the page at which the second stage ended, if there is one."""

@@ -19,6 +19,7 @@ which are not seen (as in KVM).
 from collections import Counter, deque
 
 from vmlib.errors import BadInput, Unsupported
+from vmlib.given import check_one, names_bad_input
 from vmlib.memory.paging import (
     ADDRESS,
     CR0_WP,
@@ -49,6 +50,7 @@ from vmlib.memory.shadow.strategy import (
 from vmlib.memory.shadow.tables import ShadowTables
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.walk import Walk, references, set_accessed_dirty, walk
+from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 
@@ -62,6 +64,7 @@ class ShadowPager:
     for a guest that is not modelled, and `BadInput` for no room for 16 shadow pages.
     """
 
+    @names_bad_input
     def __init__(
         self,
         host: HostMemory,
@@ -82,6 +85,8 @@ class ShadowPager:
             raise BadInput("host_page", f"is 4 KiB, 2 MiB or 1 GiB, not {host_page}")
         if forget is not None and forget not in FORGETS:
             raise BadInput("forget", f"is one of {', '.join(FORGETS)}, not {forget!r}")
+        check_one(host, HostMemory, "host")
+        check_one(slots, MemorySlots, "slots")
         self.host = host
         self.slots = slots
         self.strategy = strategy
@@ -93,7 +98,7 @@ class ShadowPager:
         self._guest = self._shadow.guest
         self._pages = self._shadow.pages
         self._roots: deque[int] = deque(maxlen=4)  # KVM: the current one and three before
-        self.cr3 = cr3
+        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
         self._configure(cr0, cr4, efer)
 
     @property
@@ -106,6 +111,7 @@ class ShadowPager:
         """The shadow pages there are, in order of their making."""
         return tuple(self._pages)
 
+    @names_bad_input
     def walk(self, gva: int, *, access: Access = "read", cpl: int = 0, ac: bool = False) -> Walk:
         """Walk the shadow tables as the processor does; nothing traps, nothing is filled.
 
@@ -123,6 +129,7 @@ class ShadowPager:
             ac=ac,
         )
 
+    @names_bad_input
     def access(
         self, gva: int, access: Access = "read", *, cpl: int = 0, ac: bool = False
     ) -> ShadowAccess:
@@ -147,11 +154,13 @@ class ShadowPager:
             if trap in ("injected", "mmio", "emulated"):
                 return done
 
+    @names_bad_input
     def load(self, gva: int, *, cpl: int = 0) -> int | None:
         """Return the 8 bytes at an aligned address; None on a fault or where it is MMIO."""
         hpa = self.access(aligned(gva), cpl=cpl).hpa
         return None if hpa is None else self.host.read_u64(hpa)
 
+    @names_bad_input
     def store(self, gva: int, value: int, *, cpl: int = 0, ac: bool = False) -> ShadowAccess:
         """Store 8 bytes at an aligned address, a guest table's or any other."""
         done = self.access(aligned(gva), "write", cpl=cpl, ac=ac)
@@ -162,6 +171,7 @@ class ShadowPager:
             self._shadow.table_written(done.gpa)
         return done
 
+    @names_bad_input
     def invlpg(self, gva: int) -> None:
         """The guest executes INVLPG: what is unsync on the way of `gva` is not used again.
 
@@ -182,18 +192,20 @@ class ShadowPager:
                 if self.strategy.prefetch > 1:
                     self._shadow.prefetch_entry(last, last.index(gva))
 
+    @names_bad_input
     def load_cr3(self, cr3: int) -> None:
         """The guest loads CR3: what is unsync in that address space is compared with its tables.
 
         No entry is taken for global. Other address spaces are compared when their turn comes.
         """
         self.traps["cr3"] += 1
-        self.cr3 = cr3
+        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
         root = self._root()
         root.writes = 0
         if self._forget != "cr3":
             self._shadow.sync_below(root)
 
+    @names_bad_input
     def set_registers(
         self, *, cr0: int | None = None, cr4: int | None = None, efer: int | None = None
     ) -> None:
@@ -205,11 +217,13 @@ class ShadowPager:
             self._efer if efer is None else efer,
         )
 
+    @names_bad_input
     def set_slot(self, slot: Slot) -> None:
         """The VMM adds, moves or re-flags a memory slot: all shadow pages are thrown away."""
         self.slots.set(slot)
         self._slots_changed()
 
+    @names_bad_input
     def remove_slot(self, number: int) -> None:
         """The VMM lets a slot's addresses be a hole: all shadow pages are thrown away."""
         self.slots.remove(number)

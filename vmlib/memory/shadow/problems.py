@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+from vmlib.given import names_bad_input
 from vmlib.memory.shadow.guest import ShadowGuest
 from vmlib.memory.shadow.strategy import OUT_OF_SYNC, WRITE_PROTECT, Strategy
 from vmlib.memory.shadow.trace import Deed
@@ -43,6 +44,7 @@ class ShadowProblem:
         letters = "".join(guest.do(*deed)[0] for deed in self.deeds)
         return letters, guest.exits
 
+    @names_bad_input
     def mark(self, letters: str | None = None, exits: int | None = None) -> str:
         """Mark an answer, letters in one string; say what is right and give nothing away."""
         if isinstance(letters, str):
@@ -53,7 +55,7 @@ class ShadowProblem:
 
 def shadow_problem(seed: int) -> ShadowProblem:
     """Return the problem of a seed (a whole number, 0 to 2^32 - 1)."""
-    checked_seed(seed)
+    seed = checked_seed(seed)
     rng = random.Random(seed)
     deeds: list[Deed] = [("move", rng.randrange(3), rng.choice("DEF"))]
     while len(deeds) < 8:

@@ -15,6 +15,8 @@ events". Left out: a hypervisor that protects nothing and makes everything anew 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vmlib.errors import BadInput
+from vmlib.given import check_fields
 from vmlib.memory.walk import Fault
 
 Trap = Literal["filled", "dirty", "emulated", "unsync", "injected", "mmio", "invlpg", "cr3"]
@@ -41,6 +43,13 @@ class Strategy:
     """How many entries, a power of two, are looked at when one of them is filled."""
     flood: int = 0
     """Writes in a row after which an upper table loses its shadow page; 0 for never."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.prefetch < 1 or self.prefetch & self.prefetch - 1 or self.prefetch > 512:
+            raise BadInput("prefetch", f"is a power of two up to 512, not {self.prefetch}")
+        if self.flood < 0:
+            raise BadInput("flood", f"is 0 or more writes, not {self.flood}")
 
 
 WRITE_PROTECT = Strategy("write-protect")

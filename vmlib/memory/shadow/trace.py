@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from vmlib.errors import BadInput
+from vmlib.given import names_bad_input
 from vmlib.memory.shadow.guest import LETTERS, NESTED, ShadowGuest
 from vmlib.memory.shadow.strategy import Forget, Strategy
 from vmlib.trace import Provenance, Recorder, Trace
@@ -65,6 +66,7 @@ _WHY = {
 _AGAIN = ("filled", "dirty", "unsync")
 
 
+@names_bad_input
 def batch(pages: int, *, each: bool = False) -> tuple[Deed, ...]:
     """Return what a guest does that gives so many pages another frame, and then reads them.
 
@@ -83,6 +85,7 @@ def batch(pages: int, *, each: bool = False) -> tuple[Deed, ...]:
     return (*deeds, *(("read", page, "") for page in range(pages)))
 
 
+@names_bad_input
 def record_shadow(
     strategy: Strategy, deeds: Sequence[Deed], *, forget: Forget | None = None
 ) -> Trace:
