@@ -95,20 +95,21 @@ def expected_of_many(ram, many, n, gva, access, width):
 def compare_bits(record, ram, found, draft, narrow, access, name):
     """A and D where the walk passed, after the emulator has passed there."""
     for step in found.steps:
-        guest = step.space == "guest"
-        now, was = ram.read_u64(step.hpa & ~7), step.entry
+        guest, place = step.space == "guest", step.hpa & ~7
+        # What ours left alone is what it was: not what is in RAM, where the emulator has been.
+        now, was, meant = ram.read_u64(place), step.entry, draft.written.get(place)
         if guest and narrow:
             now = now >> 8 * (step.hpa & 4) & LOW
+            meant = meant and meant >> 8 * (step.hpa & 4) & LOW
+        if meant is None:
+            meant = was
         if found.hpa is None:
             early = A | D if found.gpa is not None and access == "write" and guest else A
             assert (now ^ was) & ~early == 0, name
-        elif guest and narrow:
-            meant = draft.read_u64(step.hpa & ~7) >> 8 * (step.hpa & 4) & LOW
-            record.case(meant, now, f"A and D of the guest: {name}")
         elif guest:
-            record.case(draft.read_u64(step.hpa), now, f"A and D of the guest: {name}")
+            record.case(meant, now, f"A and D of the guest: {name}")
         elif step.level > 1 and not step.entry & PS:
-            record.case(draft.read_u64(step.hpa), now, f"A of nested tables: {name}")
+            record.case(meant, now, f"A of nested tables: {name}")
 
 
 def one_image(record, levels, seed, seen, real_seen):
