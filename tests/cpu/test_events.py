@@ -1,7 +1,7 @@
 """Delivery of events: one rule of the manual a test, without an engine.
 
-Sections are those of the Intel SDM, volume 3A, unless another volume is named; chapter 7 is 6 in
-older editions.
+Sections are those of the Intel SDM, volume 3A, in its editions of 2023, unless another volume is
+named.
 """
 
 import struct
@@ -179,7 +179,7 @@ def test_the_table_of_real_mode_has_base_and_limit():
     assert guest.fault(BP, None, "software") == (GP, 0)
 
 
-# --- gates (7.11, 7.12, 7.14) ---------------------------------------------------------------------
+# --- gates (6.11, 6.12, 6.14) ---------------------------------------------------------------------
 
 
 @WIDE
@@ -187,7 +187,7 @@ def test_a_frame_in_the_same_ring(bits):
     guest = Guest(bits, gates={0x30: HANDLER})
     guest.deliver(0x30, None, "external")
     words = (0x10005, CODE0, IF | 2)
-    more = (USER_STACK, DATA0) if bits == 64 else ()  # 7.14.2: SS:RSP is pushed always
+    more = (USER_STACK, DATA0) if bits == 64 else ()  # 6.14.2: SS:RSP is pushed always
     assert guest.frame(3 + len(more)) == words + more
     assert (guest.cpu.rip, guest.cpu.cs.selector, guest.cpu.cpl) == (HANDLER, CODE0, 0)
     assert guest.cpu.ss.selector == DATA0
@@ -195,7 +195,7 @@ def test_a_frame_in_the_same_ring(bits):
 
 
 def test_the_stack_is_aligned_to_16_in_64_bit_mode():
-    """7.14.2."""
+    """6.14.2."""
     guest = Guest(64, gates={0x30: HANDLER})
     guest.cpu.rsp = USER_STACK + 13
     guest.deliver(0x30, None, "external")
@@ -205,7 +205,7 @@ def test_the_stack_is_aligned_to_16_in_64_bit_mode():
 
 @WIDE
 def test_an_error_code_lies_on_top(bits):
-    """7.13."""
+    """6.13."""
     guest = Guest(bits, gates={GP: HANDLER})
     guest.deliver(GP, 0x1234)
     assert guest.frame(2) == (0x1234, 0x10005)
@@ -213,7 +213,7 @@ def test_an_error_code_lies_on_top(bits):
 
 @WIDE
 def test_an_interrupt_gate_clears_if_and_a_trap_gate_does_not(bits):
-    """7.12.1.3."""
+    """6.12.1.3."""
     guest = Guest(bits, gates={0x30: HANDLER, 0x31: HANDLER})
     guest.gate(0x31, kind=0x8F)
     guest.cpu.rflags = flags = IF | TF | NT | RF | 0x41
@@ -246,7 +246,7 @@ def test_faults_push_rf(event, pushed):
 
 @WIDE
 def test_a_ring_change_takes_the_stack_of_the_tss(bits):
-    """7.12.1 and 7.14.4: in 64-bit mode SS becomes null."""
+    """6.12.1 and 6.14.4: in 64-bit mode SS becomes null."""
     guest = Guest(bits, ring=3, gates={0x80: HANDLER})
     guest.deliver(0x80, None, "software")
     assert guest.cpu.rsp == STACK - 5 * bits // 8
@@ -258,7 +258,7 @@ def test_a_ring_change_takes_the_stack_of_the_tss(bits):
 
 @WIDE
 def test_a_conforming_segment_keeps_the_ring(bits):
-    """7.12.1: the code runs in the ring of the interrupted one, on its stack."""
+    """6.12.1: the code runs in the ring of the interrupted one, on its stack."""
     guest = Guest(bits, ring=3, gates={0x80: HANDLER})
     guest.descriptor(CODE0, (CODE_64 if bits == 64 else CODE_32) | 1 << 42)
     guest.deliver(0x80, None, "software")
@@ -268,7 +268,7 @@ def test_a_conforming_segment_keeps_the_ring(bits):
 
 @WIDE
 def test_a_closed_gate_refuses_only_software(bits):
-    """7.12.1.1: DPL is looked at for INT n, INT3 and INTO alone."""
+    """6.12.1.1: DPL is looked at for INT n, INT3 and INTO alone."""
     guest = Guest(bits, ring=3)
     guest.gate(0x30, kind=0x8E)
     assert guest.fault(0x30, None, "software") == (GP, 0x30 << 3 | 2)
@@ -289,7 +289,7 @@ def test_the_gate_is_refused_before_it_is_missed(bits):
 @WIDE
 @pytest.mark.parametrize(("kind", "ext"), [("software", 0), ("fault", 1), ("external", 1)])
 def test_error_codes_name_the_gate_and_who_asked(bits, kind, ext):
-    """7.13: index times eight, IDT, and EXT for what the program did not ask for."""
+    """6.13: index times eight, IDT, and EXT for what the program did not ask for."""
     guest = Guest(bits)
     guest.gate(0x30, kind=0x6E)
     assert guest.fault(0x30, None, kind) == (NP, 0x30 << 3 | 2 | ext)
@@ -299,7 +299,7 @@ def test_error_codes_name_the_gate_and_who_asked(bits, kind, ext):
 
 @WIDE
 def test_a_gate_has_to_lie_within_the_limit_to_its_last_byte(bits):
-    """7.10."""
+    """6.10."""
     guest = Guest(bits, gates={0x30: HANDLER})
     guest.cpu.idt = Table(IDT, 0x31 * bits // 4 - 2)
     assert guest.fault(0x30, None, "external")[0] == GP
@@ -312,14 +312,14 @@ def test_a_gate_has_to_lie_within_the_limit_to_its_last_byte(bits):
     [(64, 0x86), (64, 0x87), (64, 0x85), (64, 0x8C), (64, 0x9E), (32, 0x82), (32, 0x9E)],
 )
 def test_what_is_no_gate_is_refused(bits, kind):
-    """7.11, 7.14.1: 64-bit mode has no 16-bit gates and no task gates."""
+    """6.11, 6.14.1: 64-bit mode has no 16-bit gates and no task gates."""
     guest = Guest(bits)
     guest.gate(0x30, kind=kind)
     assert guest.fault(0x30, None, "software") == (GP, 0x30 << 3 | 2)
 
 
 def test_a_16_bit_gate_pushes_words():
-    """7.12.1."""
+    """6.12.1."""
     guest = Guest(32)
     guest.gate(0x30, kind=0x86, handler=0xFFFF1234)
     guest.deliver(0x30, None, "external")
@@ -329,14 +329,14 @@ def test_a_16_bit_gate_pushes_words():
 
 
 def test_64_bit_handlers_lie_anywhere():
-    """7.14.1: the upper half of the address is in the third word of the gate."""
+    """6.14.1: the upper half of the address is in the third word of the gate."""
     guest = Guest(64, gates={0x30: HANDLER})
     guest.ram.write(IDT + 0x300 + 8, struct.pack("<I", 0xFFFF8000))
     guest.deliver(0x30, None, "external")
     assert guest.cpu.rip == 0xFFFF8000_00000000 + HANDLER
 
 
-# --- the handler's code segment (7.12.1.2; vol. 2A, INT n, Operation) ----------------------------
+# --- the handler's code segment (6.12.1.2; vol. 2A, INT n, Operation) ----------------------------
 
 
 @WIDE
@@ -377,7 +377,7 @@ def test_a_descriptor_has_to_lie_within_the_limit_to_its_last_byte(bits):
 
 @pytest.mark.parametrize("descriptor", [CODE_32, CODE_64 | 1 << 54])
 def test_a_64_bit_gate_leads_to_64_bit_code(descriptor):
-    """7.14.1: L set and D clear."""
+    """6.14.1: L set and D clear."""
     guest = Guest(64, gates={0x30: HANDLER})
     guest.descriptor(CODE0, descriptor)
     assert guest.fault(0x30, None, "software") == (GP, CODE0)
@@ -402,11 +402,11 @@ def test_a_selector_may_point_into_the_ldt():
     assert (guest.cpu.cs.selector, guest.cpu.cs.base) == (0x0C, 0x4000)
 
 
-# --- stacks (7.12.1, 7.14.2 to 7.14.5) ------------------------------------------------------------
+# --- stacks (6.12.1, 6.14.2 to 6.14.5) ------------------------------------------------------------
 
 
 def test_an_ist_stack_is_used_in_any_ring():
-    """7.14.5."""
+    """6.14.5."""
     guest = Guest(64)
     guest.gate(DF, ist=3)
     guest.ram.write_u64(TSS + 0x1C + 24, 0x40000)
@@ -417,7 +417,7 @@ def test_an_ist_stack_is_used_in_any_ring():
 
 @WIDE
 def test_a_short_tss_is_ts(bits):
-    """Vol. 3A, 7.15, Interrupt 10: the error code is the TSS's selector."""
+    """Vol. 3A, 6.15, Interrupt 10: the error code is the TSS's selector."""
     guest = Guest(bits, ring=3, gates={0x80: HANDLER})
     guest.cpu.tr = replace(guest.cpu.tr, limit=10)
     assert guest.fault(0x80, None, "external") == (TS, TASK | 1)
@@ -477,7 +477,7 @@ def test_a_stack_that_grows_down_from_its_limit():
 
 
 def test_a_16_bit_stack_wraps_and_keeps_the_upper_half():
-    """7.12.1 with the B flag of 3.4.5."""
+    """6.12.1 with the B flag of 3.4.5."""
     guest = Guest(32, gates={0x80: HANDLER})
     guest.cpu.ss = Segment(DATA0, 0x40000, 0xFFFF, 0x93)
     guest.cpu.rsp = 0x77770000
@@ -488,7 +488,7 @@ def test_a_16_bit_stack_wraps_and_keeps_the_upper_half():
 
 @pytest.mark.parametrize("where", ["rsp", "tss"])
 def test_a_stack_that_is_not_canonical_is_ss(where):
-    """7.14.2, and 7.15, Interrupt 12."""
+    """6.14.2, and 6.15, Interrupt 12."""
     guest = Guest(64, ring=0 if where == "rsp" else 3, gates={0x80: HANDLER})
     if where == "rsp":
         guest.cpu.rsp = 1 << 60
@@ -521,7 +521,7 @@ def aliased(ring=0):
 
 
 def test_tables_and_stack_are_linear_addresses():
-    """7.10, and *Task-State Segment (TSS)*: all of them go through the page tables."""
+    """6.10, and *Task-State Segment (TSS)*: all of them go through the page tables."""
     guest = aliased(ring=3)
     guest.ram.write_u64(TSS + 4, UPPER + STACK)
     for name in ("idt", "gdt"):
@@ -610,7 +610,7 @@ def test_linear_addresses_of_protected_mode_wrap_at_4_gib():
     assert guest.memory.read((1 << 32) + 1, 2) == b"bc"
 
 
-# --- faults on faults (7.15, Interrupt 8, table 7-5) ----------------------------------------------
+# --- faults on faults (6.15, Interrupt 8, table 6-5) ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -676,7 +676,7 @@ def test_a_shutdown_after_a_page_fault_tells_the_address():
 
 
 def test_int_8_is_no_double_fault():
-    """Table 7-5 speaks of exceptions; INT 8 that fails raises its fault and does not shut down."""
+    """Table 6-5 speaks of exceptions; INT 8 that fails raises its fault and does not shut down."""
     guest = Guest(64, gates={NP: HANDLER})
     guest.gate(DF, kind=0x6E)
     assert raise_event(guest.cpu, guest.memory, Event(DF, None, "software")) is None

@@ -7,6 +7,9 @@ on an emulated AMD-V.
 Guests that are made to be watched come with what records them: `fall_guest` (ring 3 falls into ring
 0), `loop_guest` (what leaves a guest, and how far), `record_fall`, `record_delivery`,
 `record_vmrun`; problems come by seed.
+
+Sections of the Intel SDM are counted as in its editions of 2023: interrupts are chapter 6 of volume
+3A. (Newer ones have them as 7.)
 """
 
 from vmlib.cpu.assemble import assemble

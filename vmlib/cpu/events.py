@@ -1,7 +1,7 @@
 """Events, by number and name, and the registers that delivering one reads and writes.
 
 A fault, an INT n and an interrupt are delivered alike; how, is in `gates.py`. Intel SDM vol. 3A,
-chapter 7 (*Interrupt and Exception Handling*; 6 in older editions), table 7-1.
+chapter 6 (*Interrupt and Exception Handling*), table 6-1.
 """
 
 from dataclasses import dataclass

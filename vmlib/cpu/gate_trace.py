@@ -3,7 +3,7 @@
 `record_delivery` runs `gates.raise_event`, the same code that the emulator's vCPU runs, on memory
 that notes each access; the accesses are the steps. The memory they touch stands where a lanes
 trace has the guest's code: the gate, the handler's segment, the stack in the TSS, the frame.
-One fault from ring 3 in long mode, delivered at the first attempt (Intel SDM vol. 3A, 7.14).
+One fault from ring 3 in long mode, delivered at the first attempt (Intel SDM vol. 3A, 6.14).
 """
 
 import struct

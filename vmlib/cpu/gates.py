@@ -5,9 +5,9 @@ gate leads inward, pushes a frame and goes on at the handler. Each of these step
 turn; then the fault is delivered instead, or a double fault, or nothing: the *triple fault*.
 
 Tables and stacks are linear addresses and are walked through the guest's own page tables, as a
-supervisor, whatever ring the guest was in. Intel SDM vol. 3A, chapter 7 (*Interrupt and Exception
-Handling*; 6 in older editions); vol. 3B, *8086 Emulation*, for real mode. Left out: task gates,
-shadow stacks, and the frames of virtual-8086 mode.
+supervisor, whatever ring the guest was in. Intel SDM vol. 3A, chapter 6 (*Interrupt and Exception
+Handling*); vol. 3B, *8086 Emulation*, for real mode. Left out: task gates, shadow stacks, and the
+frames of virtual-8086 mode.
 """
 
 import struct
@@ -47,7 +47,7 @@ _IDT_BIT, _EXT = 2, 1
 def raise_event(cpu: EventCpu, memory: Memory, event: Event) -> Shutdown | None:
     """Deliver an event, or what becomes of it; return a Shutdown if nothing can be delivered.
 
-    Faults while delivering follow SDM vol. 3A, table 7-5: a contributory fault on a contributory
+    Faults while delivering follow SDM vol. 3A, table 6-5: a contributory fault on a contributory
     one, or any of them on a page fault, is a double fault; one on a double fault shuts down.
     """
     first = current = event
@@ -121,7 +121,7 @@ def _deliver_real(cpu: EventCpu, memory: Memory, event: Event) -> None:
 
 
 def _deliver_long(cpu: EventCpu, memory: Memory, event: Event) -> None:
-    """64-bit gates: SS and RSP are always pushed, on a stack aligned to 16 (SDM 7.14)."""
+    """64-bit gates: SS and RSP are always pushed, on a stack aligned to 16 (SDM 6.14)."""
     vector = event.vector
     if 16 * vector + 15 > cpu.idt.limit:
         raise Fault(GP, _gate_error(event), _beyond(event, cpu.idt))
@@ -156,7 +156,7 @@ def _deliver_long(cpu: EventCpu, memory: Memory, event: Event) -> None:
 
 
 def _deliver_protected(cpu: EventCpu, memory: Memory, event: Event) -> None:
-    """16- and 32-bit gates; the stack comes from the TSS only when the ring changes (SDM 7.12)."""
+    """16- and 32-bit gates; the stack comes from the TSS only when the ring changes (SDM 6.12)."""
     vector = event.vector
     if 8 * vector + 7 > cpu.idt.limit:
         raise Fault(GP, _gate_error(event), _beyond(event, cpu.idt))
@@ -247,7 +247,7 @@ def _tss_u64(cpu: EventCpu, memory: Memory, event: Event, offset: int) -> int:
 
 
 def _inner_stack(cpu: EventCpu, memory: Memory, event: Event, ring: int) -> tuple[int, Segment]:
-    """Return ESP and SS of a ring from the TSS, checked (SDM vol. 3A, 7.12.1)."""
+    """Return ESP and SS of a ring from the TSS, checked (SDM vol. 3A, 6.12.1)."""
     wide = cpu.tr.type & 8
     offset, size = (4 + 8 * ring, 8) if wide else (2 + 4 * ring, 4)
     if offset + size - 1 > cpu.tr.limit:

@@ -29,7 +29,7 @@ _PORTS, _MEMORY = 1 << 16, 1 << 52
 
 
 def check_vector(vector: int) -> None:
-    """Refuse vectors that no external interrupt has (Intel SDM vol. 3A, 7.2: 0 to 255)."""
+    """Refuse vectors that no external interrupt has (Intel SDM vol. 3A, 6.2: 0 to 255)."""
     if isinstance(vector, bool) or not isinstance(vector, int) or not 0 <= vector <= 255:
         raise BadInput("vector", f"is a number from 0 to 255, not {vector!r}")
 

@@ -172,7 +172,7 @@ ODDITIES = (
         "in long mode a page fault while an exception's frame is pushed becomes #DF, and CR2 stays "
         "as it was",
         "#PF during the delivery of #UD is delivered as #PF, with its address in CR2 (Intel SDM "
-        "vol. 3A, table 7-5)",
+        "vol. 3A, table 6-5)",
         "the module delivers exceptions by itself, and takes any failure there for a double fault",
     ),
     Oddity(
