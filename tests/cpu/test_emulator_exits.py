@@ -12,6 +12,7 @@ from emulator_guests import DEVICE, ports
 from kvm_guests import CODE, IOPL3, STACK, TABLES, take
 
 from vmlib.cpu import (
+    Budget,
     Cpuid,
     Cr3Write,
     Debug,
@@ -23,6 +24,8 @@ from vmlib.cpu import (
     MsrRead,
     MsrWrite,
 )
+from vmlib.cpu.events import TF
+from vmlib.cpu.unicorn.traps import IO_BREAKPOINT
 
 pytestmark = pytest.mark.needs("unicorn")
 
@@ -36,6 +39,32 @@ def test_nothing_behind_an_out_is_done_at_its_exit(vm, guest):
     for count in range(5):
         assert vcpu.run() == IoOut(0x10, 1, b"\0")
         assert vm.ram.read(0x2000, 2) == bytes((count, 0))
+
+
+def test_the_short_way_leaves_the_guest_its_debug_registers_and_its_exceptions(guest):
+    """l: out 0x10, al; inc ebx; cmp ebx, 5; jne l; int 0x80; hlt, without a budget.
+
+    Each OUT is stopped by a breakpoint of ours, while exceptions are not listened to.
+    """
+    code = "e6 10 43 83 fb 05 75 f8 cd 80 f4"
+    vcpu = guest(code, bits=32, gates={0x80: "e6 20 cf"})
+    debug = (0x1234, 2, 3, 4, 0xFFFF0FF0, 0x400)
+    vcpu.restore(replace(vcpu.save(), debug=debug))
+    vcpu.set_budget(Budget())
+    assert ports(take(vcpu, 5)) == [0x10] * 5
+    assert vcpu.save().debug == debug
+    vcpu.set_registers(replace(vcpu.registers(), rip=CODE, rbx=0))
+    assert ports(take(vcpu, 7)) == [0x10] * 5 + [0x20, Halt()]
+    assert vcpu.save().debug == debug
+
+
+def test_an_out_stops_in_time_also_behind_a_write_of_dr7(guest):
+    """mov dr7, eax; l: out 0x10, al; jmp l. The write puts the I/O breakpoints out of order."""
+    vcpu = guest("0f 23 f8 e6 10 eb fc", bits=32)
+    vcpu.set_registers(replace(vcpu.registers(), rax=0x400))
+    for _ in range(3):
+        assert vcpu.run() == IoOut(0x10, 1, b"\0")
+        assert vcpu._emu.hflags.value & IO_BREAKPOINT
 
 
 def test_nothing_behind_a_string_output_is_done_at_its_exits(vm, guest):
@@ -65,6 +94,24 @@ def test_flags_outlast_an_exit(guest, access):
     vcpu.run()
     assert vcpu.run() == Halt()
     assert vcpu.registers().rbx == 1
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_the_trap_of_a_guest_that_steps_itself_comes_behind_the_access(guest, looks):
+    """out 0x10, al; in al, 0x11; mov [DEVICE], al; nop; hlt with TF set. The handler of #DB says 1.
+
+    One trap behind each instruction (Intel SDM vol. 3B, *Single-Step Exception Condition*), and
+    none lost where looking at the registers has finished the instruction.
+    """
+    code = "e6 10 e4 11 a2 00 00 20 00 90 f4"
+    vcpu = guest(code, bits=32, gates={1: "e6 01 cf"}, flags=TF)
+    told = []
+    while not isinstance(exit := vcpu.run(), Halt):
+        told.append(exit if isinstance(exit, Mmio) else exit.port)
+        if looks:
+            vcpu.registers()
+        assert len(told) < 9
+    assert told == [0x10, 1, 0x11, 1, Mmio(DEVICE, 1, b"\xff"), 1, 1]
 
 
 # --- devices in memory ----------------------------------------------------------------------------
@@ -134,6 +181,30 @@ def test_string_input(vm, guest):
         vcpu.complete(bytes((char,)))
     assert vcpu.run() == Halt()
     assert vm.ram.read(0x2000, 4) == b"abc\0"
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_stores_and_loads_in_one_instruction(guest, looks):
+    """enter 0, 3; hlt with its stack in a device: EBP and two frame pointers are copied.
+
+    Looking does the stores that need no answer, and stops at the next load.
+    """
+    vcpu = guest("c8 00 00 03 f4", bits=32)
+    top = DEVICE + 0x100
+    vcpu.set_registers(replace(vcpu.registers(), rsp=top, rbp=top))
+    word = struct.Struct("<I").pack
+    expected = [Mmio(top - 4, 4, word(top))]
+    for level in (1, 2):
+        at = 4 * level
+        expected += [Mmio(top - at, 4, None), Mmio(top - at - 4, 4, word(0x100 + level))]
+    expected += [Mmio(top - 16, 4, word(top - 4)), Halt()]
+    for exit in expected:
+        assert vcpu.run() == exit
+        if exit == Mmio(top - 4, 4, None) or exit == Mmio(top - 8, 4, None):
+            vcpu.complete(word(0x100 + (top - exit.gpa) // 4))
+        if looks:
+            vcpu.registers()
+    assert (vcpu.registers().rsp, vcpu.registers().rbp) == (top - 16, top - 4)
 
 
 # --- handled inside -------------------------------------------------------------------------------
@@ -216,6 +287,37 @@ def test_what_a_handler_raises_comes_out_of_run_and_nothing_is_lost(vm, guest, c
     assert device.seen == [access, access]
     assert (vcpu.registers().rbx, vm.ram.read(0x40000, 1)) == (2, b"\1")
     assert vcpu.registers().rax & 0xFF == (0x42 if len(access) == 2 else 0)
+
+
+@pytest.mark.parametrize("answer", [-1, 0x1FF, (1 << 70) - 1])
+def test_what_a_handler_answers_is_cut_to_the_width_of_the_access(vm, guest, answer):
+    """xor eax, eax; in al, 0x70; mov bl, [DEVICE]; mov ecx, [DEVICE]; in eax, 0x70; hlt."""
+    vm.handle_ports(0x70, 1, lambda *_: answer, lambda *_: None)
+    vm.handle_memory(DEVICE, 0x1000, lambda *_: answer, lambda *_: None)
+    vcpu = guest("31 c0 e4 70 8a 1d 00 00 20 00 8b 0d 00 00 20 00 e6 10 e5 70 f4", bits=32)
+    assert vcpu.run() == IoOut(0x10, 1, b"\xff")
+    assert vcpu.run() == Halt()
+    registers = vcpu.registers()
+    assert (registers.rbx, registers.rcx) == (0xFF, answer & 0xFFFFFFFF)
+    assert registers.rax == answer & 0xFFFFFFFF
+
+
+def test_a_handler_inside_hears_of_every_access_and_of_its_width_alone(vm, guest):
+    """mov al, [DEVICE]; mov ah, [DEVICE]; mov [DEVICE], eax; mov [DEVICE], al; inc dword [DEVICE]
+    hlt, EAX being -1 but for what is loaded."""
+    seen, answers = [], iter((1, 2, 7))
+    vm.handle_memory(
+        DEVICE, 0x1000, lambda *_: next(answers), lambda *write: seen.append(write[1:])
+    )
+    code = (
+        "a0 00 00 20 00 8a 25 00 00 20 00 a3 00 00 20 00 c6 05 00 00 20 00 fe ff 05 00 00 20 00 f4"
+    )
+    vcpu = guest(code, bits=32)
+    vcpu.set_registers(replace(vcpu.registers(), rax=0xFFFFFFFF))
+    assert vcpu.run() == Halt()
+    assert vcpu.registers().rax == 0xFFFF0201
+    assert seen == [(4, 0xFFFF0201), (1, 0xFE), (4, 8)]
+    assert vcpu.handled == {"MMIO": 6}
 
 
 # --- doorbells ------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ Code is hexadecimal with its assembler beside it. `guest` boots it, see `kvm_gue
 code at 0x1000, else with a GDT, a TSS and gates at 0x10000.
 """
 
+import time
+from dataclasses import replace
+
 import pytest
 from emulator_guests import DEVICE, in_thread, ports, wait_for
 from kvm_guests import CODE, boot, take
@@ -48,6 +51,73 @@ def test_vcpus_that_run_at_the_same_moment_lose_updates():
     while counts[-1] == 2 * COUNT and len(counts) < 20:
         counts.append(count_with_two(parallel=True))
     assert 0 < counts[-1] < 2 * COUNT
+
+
+COUNTS = "31 c9 e6 10 41 83 f9 05 75 f8 ff 05 00 00 04 00 eb f8"
+"""xor ecx, ecx; l: out 0x10, al; inc ecx; cmp ecx, 5; jne l; m: inc dword [0x40000]; jmp m"""
+
+
+def counter(vm):
+    return int.from_bytes(vm.ram.read(0x40000, 4), "little")
+
+
+def stands_still(vm):
+    before = counter(vm)
+    time.sleep(0.05)
+    return counter(vm) == before
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(seconds=60)], ids=["short way", "long way"])
+def test_who_runs_alone_takes_turns_as_soon_as_there_is_another(vm, guest, budget):
+    """The second vCPU is created while the first is inside; then this thread takes the turn."""
+    vcpu = guest(COUNTS, bits=32)
+    vcpu.set_budget(budget)
+    assert ports(take(vcpu, 5)) == [0x10] * 5
+    end = in_thread(vcpu.run)
+    wait_for(lambda: counter(vm))
+    vm.vcpu()
+    vm.turns.take(lambda: None)
+    still = stands_still(vm)
+    vm.turns.give()
+    before = counter(vm)
+    wait_for(lambda: counter(vm) != before)
+    vcpu.kick()
+    assert end() == Kicked()
+    assert still
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_the_short_way_is_no_way_past_the_turn(vm, guest, which):
+    """Each has made exits without a budget, the first while it was alone."""
+    vcpus = []
+    for _ in range(2):
+        vcpus.append(guest(COUNTS, bits=32))
+        vcpus[-1].set_budget(Budget())
+        assert ports(take(vcpus[-1], 5)) == [0x10] * 5
+    vcpu = vcpus[which == "second"]
+    vm.turns.take(lambda: None)
+    end = in_thread(vcpu.run)
+    still = stands_still(vm)
+    vm.turns.give()
+    wait_for(lambda: counter(vm))
+    vcpu.kick()
+    assert end() == Kicked()
+    assert still
+
+
+def test_who_waits_gets_the_turn_from_one_that_never_leaves(vm, guest):
+    """l: cmp byte [0x40000], 0; je l; hlt. The other says so: mov byte [0x40000], 1; hlt."""
+    waits, tells = (guest("80 3d 00 00 04 00 00 74 f7 f4", bits=32) for _ in range(2))
+    vm.ram.write(CODE + 0x100, bytes.fromhex("c6 05 00 00 04 00 01 f4"))
+    tells.set_registers(replace(tells.registers(), rip=CODE + 0x100))
+    for vcpu in (waits, tells):
+        vcpu.set_budget(Budget())
+    ends = [in_thread(waits.run), in_thread(tells.run)]
+    try:
+        assert ends[1]() == Halt()
+    finally:
+        vm.ram.write(0x40000, b"\1")
+    assert ends[0]() == Halt()
 
 
 def test_code_written_while_it_runs_is_seen(vm, guest):
@@ -114,11 +184,20 @@ def test_closed_is_closed():
         lambda: vm.handle_ports(0x10, 1, int, int),
         lambda: vm.handle_memory(0x10000, 0x1000, int, int),
         lambda: vm.ram.read(0, 1),
+        vcpu.kick,
     ]
     for call in calls:
         with pytest.raises(BadInput, match="closed"):
             call()
-    vcpu.kick()  # from another thread one may always come late
+
+
+def test_a_closed_vcpu_hears_of_ram_no_more(vm):
+    """Its translations are gone, and so is whoever would drop them."""
+    before = list(vm.ram.watchers)
+    vcpu = vm.vcpu()
+    assert len(vm.ram.watchers) == len(before) + 1
+    vcpu.close()
+    assert vm.ram.watchers == before
 
 
 @pytest.mark.parametrize(
@@ -126,7 +205,7 @@ def test_closed_is_closed():
     [
         (DEVICE + 1, 0x1000, "whole pages of 4096 bytes"),
         (DEVICE, 0x800, "whole pages of 4096 bytes"),
-        (DEVICE, 0, "whole pages of 4096 bytes"),
+        (DEVICE, 0, "size: is 0; it must be from 1"),
         (0xFF000, 0x2000, "0xff000 lies in RAM, which ends at 0x100000"),
         (DEVICE + 0x1000, 0x1000, r"0x201000\+0x1000 overlaps the region at 0x200000\+0x2000"),
     ],

@@ -1,6 +1,6 @@
 """What a vCPU on Unicorn needs of its VM: the RAM, what is handled inside, and the turns."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Protocol
 
 from vmlib.cpu.engine import InterruptController, ReadHandler, WriteHandler
@@ -29,6 +29,5 @@ class Home(Inside, Protocol):
     parallel: bool
     """Whether vCPUs run at the same moment instead of taking turns."""
 
-    @property
-    def vcpus(self) -> Sized:
-        """All of them."""
+    shared: bool
+    """Whether there is more than one vCPU."""

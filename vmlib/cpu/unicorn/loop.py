@@ -27,7 +27,7 @@ class EmulatorLoop(Unfinished):
     def __init__(self, vm: Home, index: int) -> None:
         super().__init__(vm, index)
         self._breakpoints: dict[int, int] = {}
-        self._kicked = self._inside = False
+        self._kicked = self._inside = self._has_turn = False
         self._thread = 0
         self._budget = Budget()
         self._watchdog: Watchdog | None = None
@@ -85,11 +85,9 @@ class EmulatorLoop(Unfinished):
 
     def _enter(self, stepping: bool, started: int | None = None) -> Exit | None:
         self._check_open()
-        vm, watchdog = self._vm, self._watchdog
+        watchdog = self._watchdog
         self._thread = _this_thread()
-        shared = len(vm.vcpus) > 1 and not vm.parallel
-        if shared:
-            vm.turns.take(self.look_up)
+        self._take_turn()
         try:
             if watchdog is None:
                 ended = self._loop(stepping, started)
@@ -99,8 +97,9 @@ class EmulatorLoop(Unfinished):
                     ended = self._loop(stepping, started)
         finally:
             self._inside = False
-            if shared:
-                vm.turns.give()
+            if self._has_turn:
+                self._has_turn = False
+                self._vm.turns.give()
         asks = not (self._ahead and isinstance(ended, Kicked | BudgetSpent))
         self._pending = ended if asks else None
         self._plain = self._plainly()
@@ -137,9 +136,9 @@ class EmulatorLoop(Unfinished):
             if counting:
                 self._left -= min(limit, self._executed())
             traps.restore_debug()
-            emu.hflags.value |= IO_BREAKPOINT
             if traps.must_undo:
                 self._undo()
+            emu.hflags.value |= IO_BREAKPOINT  # a write of DR7 has cleared it
             if traps.exit is not None:
                 return self._leave()
             if traps.raised is not None:
@@ -191,7 +190,7 @@ class EmulatorLoop(Unfinished):
             and not self._asleep
             and not self._ahead
             and self._controller is None
-            and len(self._vm.vcpus) <= 1
+            and not self._vm.shared
         )
 
     def _look_round(self) -> Exit | None:
@@ -206,11 +205,17 @@ class EmulatorLoop(Unfinished):
         if self._kicked:
             self._kicked = False
             return Kicked()
-        turns = self._vm.turns
-        if turns.wanted and not self._vm.parallel:
-            turns.give()
-            turns.take(self.look_up)
+        if self._has_turn and self._vm.turns.wanted:
+            self._has_turn = False
+            self._vm.turns.give()
+        self._take_turn()
         return None
+
+    def _take_turn(self) -> None:
+        """Wait for the turn, if there is another vCPU; it may have come since this one entered."""
+        if self._vm.shared and not self._vm.parallel and not self._has_turn:
+            self._vm.turns.take(self.look_up)
+            self._has_turn = True
 
     def _executed(self) -> int:
         """Instructions of the last start, the unfinished one included."""

@@ -163,10 +163,6 @@ class UnicornVcpu(EmulatorLoop):
         if (failed := self._deliver(events.Event(events.GP, 0))) is not None:
             self._ahead.append(failed)
 
-    def not_alone(self) -> None:
-        """The VM has another vCPU: take turns from now on."""
-        self._plain = False
-
     def close(self) -> None:
         """Let the emulator go."""
         self._plain = False

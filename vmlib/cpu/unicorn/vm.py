@@ -70,6 +70,7 @@ class UnicornVm(BaseVm[UnicornVcpu]):
         self.regions: list[tuple[int, int, ReadHandler, WriteHandler]] = []
         self.controller: InterruptController | None = None
         self.turns = Turns()
+        self.shared = False
         self.parallel = parallel
         self._doorbells: list[Bell] = []
 
@@ -138,8 +139,8 @@ class UnicornVm(BaseVm[UnicornVcpu]):
 
     def _new_vcpu(self, index: int) -> UnicornVcpu:
         vcpu = UnicornVcpu(self, index)
+        self.shared = bool(self.vcpus)
         for other in self.vcpus:
-            other.not_alone()
             other.look_up()  # it may be running as if it were alone
         return vcpu
 
