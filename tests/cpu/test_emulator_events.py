@@ -162,6 +162,21 @@ def test_no_alignment_is_checked(guest, code):
     assert ports([vcpu.run()]) == [6]
 
 
+@pytest.mark.parametrize(
+    ("bits", "code", "vector"),
+    [(32, "0f 05", 6), (64, "0f 05", 6), (32, "0f 34", 13)],
+    ids=["syscall-32", "syscall-64", "sysenter-32"],
+)
+def test_a_fast_call_that_is_not_set_up_faults_where_it_stands(vm, guest, bits, code, vector):
+    """nop; the call in ring 3. SYSCALL without EFER.SCE is #UD, SYSENTER without a CS #GP(0)."""
+    gates = {one: f"e6 {one:02x} f4" for one in (6, 13)}
+    vcpu = guest(f"90 {code} f4", bits=bits, ring=3, gates=gates)
+    assert ports([vcpu.run()]) == [vector]
+    size, words = bits // 8, [0, CODE + 1] if vector == 13 else [CODE + 1]
+    at = STACK - (4 + len(words)) * size
+    assert vm.ram.read(at, len(words) * size) == b"".join(w.to_bytes(size, "little") for w in words)
+
+
 def test_syscall_and_sysret(guest):
     """syscall; out 0x20, al in ring 3; the kernel says 0x21 and returns by SYSRET."""
     vcpu = guest("0f 05 e6 20", bits=64, ring=3, gates={0: "e6 21 48 0f 07"}, flags=IOPL3 | IF)
@@ -241,6 +256,28 @@ def test_an_interrupt_controller_wakes_a_halted_vcpu(vm, guest):
         vm.set_irq(1, False)
     assert vcpu.handled == {"IRQ": 2, "IO": 2}
     assert vcpu.exits == {"IO": 4}
+
+
+def test_an_interrupt_of_the_controller_waits_over_exits(vm, guest):
+    """l: out 0x10, al; inc bl; cmp bl, 5; jne l; sti; nop; out 0x11, al; hlt.
+
+    Without a budget, and with interrupts off, the exits come the short way.
+    """
+    with_pic(vm)
+    gates = {0x21: "b0 20 e6 20 e6 12 cf"}
+    vcpu = guest("e6 10 fe c3 80 fb 05 75 f7 fb 90 e6 11 f4", gates=gates)
+    vcpu.set_budget(Budget())
+    vm.set_irq(1, True)
+    assert ports(take(vcpu, 7)) == [0x10] * 5 + [0x12, 0x11]
+
+
+def test_the_controller_is_wired_to_the_first_vcpu_alone(vm, guest):
+    pic = with_pic(vm)
+    first, second = (guest("90 f4", gates={0x21: "e6 12 cf"}, flags=IF) for _ in range(2))
+    vm.set_irq(1, True)
+    assert second.run() == Halt()
+    assert pic.pending()
+    assert ports([first.run()]) == [0x12]
 
 
 def test_a_halted_vcpu_with_a_controller_can_be_kicked(vm, guest):

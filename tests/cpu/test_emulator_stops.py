@@ -159,6 +159,29 @@ def test_an_instruction_budget_is_exact_over_exits(vm, guest, access):
         assert exits == (budget + 2) // 5
 
 
+@pytest.mark.parametrize("access", ["e6 10", "e4 10"])
+def test_an_instruction_budget_is_exact_over_kicks(guest, access):
+    """l: inc ebx; the access; jmp l, with a kick at every exit, which finishes the access."""
+    vcpu = guest(f"43 {access} eb fb", bits=32)
+    for budget in range(1, 16):
+        vcpu.set_registers(Registers(rip=CODE))
+        vcpu.set_budget(Budget(instructions=budget))
+        while not isinstance(vcpu.run(), BudgetSpent):
+            vcpu.kick()
+            assert vcpu.run() == Kicked()
+        registers = vcpu.registers()
+        more = {0: 0, 1: 1 - 3, 3: 2 - 3}[registers.rip - CODE]
+        assert registers.rbx * 3 + more == budget
+
+
+def test_an_instruction_budget_is_exact_over_many_rounds(guest):
+    """inc ebx; jmp to it: the emulator looks round every so often, and counts on."""
+    vcpu = guest("43 eb fd", bits=32)
+    vcpu.set_budget(Budget(instructions=500_001))
+    assert isinstance(vcpu.run(), BudgetSpent)
+    assert (vcpu.registers().rbx, vcpu.registers().rip) == (250_001, CODE + 1)
+
+
 def test_a_breakpoint_in_a_loop_is_hit_in_every_round(vm, guest):
     """l: inc word [0x2000]; inc word [0x2002]; jmp l, with a breakpoint at the second."""
     vcpu = guest("ff 06 00 20 ff 06 02 20 eb f6")

@@ -11,9 +11,12 @@ import pytest
 from kvm_guests import boot
 
 from vmlib.cpu import (
+    ENGINES,
     Budget,
     BudgetSpent,
+    Debug,
     Halt,
+    InterruptWindow,
     IoIn,
     IoOut,
     Kicked,
@@ -27,6 +30,8 @@ from vmlib.cpu import (
     open_vm,
     probe,
 )
+from vmlib.cpu.budget import Watchdog
+from vmlib.devices import PicPair
 from vmlib.errors import BadInput, HostUnavailable, Unsupported
 
 BOTH = [
@@ -66,6 +71,15 @@ def test_out_stops_at_once(start):
     assert vcpu.registers().rip == 0x1002
     assert vcpu.run() == Halt()
     assert vcpu.registers().rbx == 3
+
+
+@pytest.mark.parametrize("budget", [None, "20s"])
+def test_every_out_is_counted(start, budget):
+    """Also on the short way, which a guest without a budget takes."""
+    vcpu = start(OUTS, budget=budget)
+    for count in range(1, 7):
+        assert vcpu.run() == IoOut(0x10, 1, b"\0")
+        assert vcpu.exits == {"IO": count}
 
 
 def test_wide_out(start):
@@ -135,6 +149,51 @@ def test_a_budget_counts_only_time_inside(start):
     vcpu.run()
     time.sleep(0.4)
     assert vcpu.run() == Halt()
+
+
+def test_nothing_runs_on_a_spent_budget(start):
+    vcpu = start("43 eb fd", budget="20ms")  # inc bx, for ever
+    assert isinstance(vcpu.run(), BudgetSpent)
+    before = vcpu.registers()
+    assert isinstance(vcpu.run(), BudgetSpent)
+    assert vcpu.registers() == before
+
+
+def test_a_watchdog_takes_off_what_a_run_has_lasted(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("vmlib.cpu.budget.time.monotonic", lambda: now[0])
+    watchdog = Watchdog(3600, lambda: None)
+    for lasted, left in ((1500, 2100), (2000, 100), (0, 100), (200, 0)):
+        with watchdog:
+            now[0] += lasted
+        assert watchdog.remaining == left
+    watchdog.close()
+
+
+def test_a_watchdog_kicks_until_somebody_hears_it():
+    kicks, third = [], threading.Event()
+
+    def kick():
+        kicks.append(1)
+        if len(kicks) == 3:
+            third.set()
+
+    watchdog = Watchdog(0.001, kick)
+    with watchdog:
+        assert third.wait(60)
+    watchdog.close()
+    assert watchdog.expired
+
+
+def test_a_new_budget_leaves_no_watchdog_behind(start):
+    """The thread that watches an hour ends with that budget, or with the vCPU."""
+    vcpu = start(OUTS, budget="3600s")
+    others = set(threading.enumerate())
+    for end in (lambda: vcpu.set_budget(Budget(seconds=3600)), vcpu.close):
+        assert isinstance(vcpu.run(), IoOut)
+        assert set(threading.enumerate()) > others
+        end()
+        assert set(threading.enumerate()) == others
 
 
 def test_an_instruction_budget(start):
@@ -243,6 +302,57 @@ def test_faults_and_int_go_through_the_vector_table():
         assert vcpu.registers().rsp == 0x0F00
 
 
+def test_looking_behind_an_exit_leaves_no_trace_in_dr6(start):
+    vcpu = start("e6 10 e4 11 f4")
+    before = vcpu.save().debug
+    for _ in range(2):
+        vcpu.run()
+        vcpu.registers()
+    assert vcpu.save().debug == before
+
+
+def test_a_breakpoint_at_an_access_comes_once_and_before_it(start):
+    """nop; out 0x10, al; in al, 0x11; hlt. Looking or not, the access is not begun twice."""
+    for looks in (False, True):
+        vcpu = start("90 e6 10 e4 11 f4")
+        vcpu.breakpoints([0x1001, 0x1003, 0x1003, 0x1001, 0x1001])  # two, said more than once
+        exits = []
+        while not exits or exits[-1] != Halt():
+            exits.append(vcpu.run())
+            assert len(exits) < 9
+            if looks:
+                vcpu.registers()
+        assert exits == [Debug(0x1001), IoOut(0x10, 1, b"\0"), Debug(0x1003), IoIn(0x11, 1), Halt()]
+        vcpu.breakpoints([])
+        vcpu.set_registers(replace(vcpu.registers(), rip=0x1000))
+        assert isinstance(vcpu.run(), IoOut)
+
+
+def test_a_vcpu_that_is_put_on_another_breakpoint_stops_there(start):
+    """Only the one it stands at has been told."""
+    vcpu = start("90 90 90 f4")
+    vcpu.breakpoints([0x1001, 0x1002])
+    assert vcpu.run() == Debug(0x1001)
+    vcpu.set_registers(replace(vcpu.registers(), rip=0x1002))
+    assert vcpu.run() == Debug(0x1002)
+    assert vcpu.run() == Halt()
+
+
+@pytest.mark.parametrize("budget", [None, "20s", "1e9i"])
+def test_a_breakpoint_in_code_that_has_run_already(start, budget):
+    """l: out 0x10, al; nop; jmp l"""
+    if start.engine == "kvm" and budget == "1e9i":
+        pytest.skip("KVM counts no instructions")
+    vcpu = start("e6 10 90 eb fb", budget=budget)
+    for _ in range(4):
+        assert isinstance(vcpu.run(), IoOut)
+    vcpu.breakpoints([0x1002])
+    assert vcpu.run() == Debug(0x1002)
+    assert isinstance(vcpu.run(), IoOut)
+    vcpu.breakpoints([])
+    assert isinstance(vcpu.run(), IoOut)
+
+
 def test_single_steps(start):
     vcpu = start("40 e6 10 40 f4")
     assert vcpu.step() is None
@@ -318,6 +428,17 @@ def test_whoever_only_looks_on_at_msrs_changes_nothing(start):
     assert vcpu.system().efer == 1
 
 
+def test_looking_at_a_write_of_an_msr_finds_it_done(start):
+    vcpu = start(SCE)
+    vcpu.start_protected_mode(0x1000)
+    vcpu.intercept("msr")
+    assert [vcpu.run(), vcpu.run()] == [MsrRead(0xC0000080), MsrWrite(0xC0000080, 1)]
+    assert vcpu.system().efer == 1
+    vcpu.set_system(replace(vcpu.system(), efer=0))
+    assert vcpu.run() == MsrRead(0xC0000080)
+    assert vcpu.run() == IoOut(0x10, 1, b"\0"), "and it is not done a second time"
+
+
 def test_a_write_of_an_msr_that_nobody_refused_can_still_fault(start):
     """mov ecx, LSTAR; xor eax, eax; mov edx, 0x10000; wrmsr: not canonical, and without an IDT."""
     vcpu = start("b9 82 00 00 c0 31 c0 ba 00 00 01 00 0f 30 f4")
@@ -338,6 +459,101 @@ def test_a_halt_that_nobody_inside_can_end_is_told_once_more(start):
     assert vcpu.registers().rbx == 0
     assert vcpu.run() == Halt()
     assert vcpu.registers().rbx == 1
+
+
+TELL = "e6 20 cf"  # out 0x20, al; iret
+both_ways = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param((one, other), marks=pytest.mark.needs(one, other), id=f"{one}-{other}")
+        for one in ENGINES
+        for other in ENGINES
+    ],
+)
+
+
+@both_ways
+def test_an_interrupt_that_waits_moves_with_the_vcpu(way):
+    """nop; l: sti; nop; jmp l"""
+    code = "90 fb 90 eb fd"
+    with open_vm(way[0], "64K") as here, open_vm(way[1], "64K") as there:
+        first, second = (boot(vm, code, gates={0x33: TELL}) for vm in (here, there))
+        first.inject(0x33)
+        state = first.save()
+        assert state.interrupt == 0x33
+        second.restore(state)
+        assert second.save() == state or way[0] != way[1]
+        for vcpu in (first, second):
+            assert [vcpu.run(), vcpu.run()] == [InterruptWindow(), IoOut(0x20, 1, b"\0")]
+            assert vcpu.save().interrupt is None
+
+
+def test_a_start_forgets_an_interrupt_that_waits(start):
+    vcpu = start("e6 10 fb 90 90 fa f4")  # out 0x10, al; sti; nop; nop; cli; hlt
+    vcpu.inject(0x33)
+    vcpu.start_real_mode(0x1000)
+    assert vcpu.save().interrupt is None
+    assert [vcpu.run(), vcpu.run()] == [IoOut(0x10, 1, b"\0"), Halt()]
+
+
+@both_ways
+def test_debug_registers_move_with_the_vcpu(way):
+    """mov eax, dr0; out 0x10, eax; mov eax, dr6; out 0x10, eax"""
+    code, debug = "0f 21 c0 e7 10 0f 21 f0 e7 10", (0x12345678, 2, 3, 4, 0xFFFF0FF1, 0x400)
+    with open_vm(way[0], "1M") as here, open_vm(way[1], "1M") as there:
+        first, second = (boot(vm, code, bits=32) for vm in (here, there))
+        first.restore(replace(first.save(), debug=debug))
+        second.restore(first.save())
+        assert second.save().debug == debug
+        seen = [vcpu.run().data for vcpu in (first, first, second, second)]
+    assert seen == [(debug[i]).to_bytes(4, "little") for i in (0, 4, 0, 4)]
+
+
+# The PICs' ICW1-4, vectors from 0x20 and 0x28; then only line 0 is let through.
+PICS = "".join(f"b0 {v} e6 {p} " for v, p in (("11", "20"), ("20", "21"), ("04", "21")))
+PICS += "b0 01 e6 21 b0 fe e6 21"
+
+
+def with_irqchip(engine, code):
+    """A VM with an interrupt controller inside, whose handler says 0x22 and ends the interrupt."""
+    vm = open_vm(engine, "64K")
+    if engine == "kvm":
+        vm.create_irqchip()
+    else:
+        pic = PicPair()
+        vm.create_irqchip(pic)
+        vm.handle_ports(0x20, 2, pic.read, pic.write)
+    return vm, boot(vm, PICS + code, gates={0x20: "e6 22 b0 20 e6 20 cf"})
+
+
+def sleeps(vcpu):
+    """Run until the vCPU is halted, as it says itself."""
+    for _ in range(500):
+        vcpu.set_budget(Budget(seconds=0.02))
+        assert isinstance(vcpu.run(), BudgetSpent)
+        if vcpu.save().halted:
+            return True
+    return False
+
+
+def test_a_sleeping_vcpu_is_saved_and_restored_asleep(start):
+    """sti; hlt; out 0x12, al; cli; hlt, with a controller that could wake it."""
+    vm, vcpu = with_irqchip(start.engine, "fb f4 e6 12 fa f4")
+    with vm:
+        assert sleeps(vcpu)
+        state = vcpu.save()
+        vcpu.restore(replace(state, halted=False))
+        vcpu.set_budget(Budget(seconds=60))
+        assert vcpu.run() == IoOut(0x12, 1, b"\xfe"), "awake it goes on behind its HLT"
+        vcpu.restore(state)
+        assert vcpu.save().halted
+        assert sleeps(vcpu)
+        assert vcpu.save().registers == state.registers
+        vcpu.set_budget(Budget(seconds=60))
+        vm.set_irq(0, True)
+        assert vcpu.run() == IoOut(0x22, 1, b"\xfe")
+        assert not vcpu.save().halted
+        assert vcpu.run() == IoOut(0x12, 1, b"\x20")
 
 
 @pytest.mark.parametrize(
@@ -479,6 +695,12 @@ def test_no_dev_kvm_is_explained(monkeypatch, error, says):
         open_vm("kvm")
     assert "engine='unicorn'" in caught.value.fix
     assert not probe("kvm").usable
+
+
+def test_a_byte_is_shown_as_a_reader_sees_it():
+    shown = [IoOut(0x3F8, 1, bytes([byte])).detail for byte in b"4\n\x7f"]
+    assert shown == [f"OUT 0x3f8 ← {what}" for what in ("0x34 '4'", "0x0a '⏎'", "0x7f")]
+    assert Mmio(0xB8000, 2, b"4\n").detail == "write GPA 0xb8000 ← 0x0a34"
 
 
 @pytest.mark.parametrize("text", ["", "2", "2h", "-1s", "0s", "0i", "1e400s", "nan"])
