@@ -5,6 +5,7 @@ function can do with it, or a `BadInput` (or another error of vmlib's) says what
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ REGS = TABLES.registers
 EPT = Ept(build_tables(RAM, at=0x10_0000, mapping=[Map(0, 0, 4 << 20)], format="ept").eptp)
 NPT = Npt(build_tables(RAM, at=0x14_0000, mapping=[Map(0, 0, 4 << 20)]).root)
 HOST = HostPages((0x100_0000, 0x200_0000, 0x300_0000), {}, "a host", "2026-01-01")
+KEPT = Path(__file__).parents[2] / "book/memory/traces/four-host.json"
 NOBODY = Rulers((), (), (), ())
 HOW = {"access": "read", "cpl": 0, "pkru": 0, "ac": False, "maxphyaddr": 52, "implicit": False}
 WHO = {"access": "read", "cpl": 0}
@@ -88,11 +90,16 @@ def slots():
     return some
 
 
-def pager(kind, **how):
+def room():
+    """The guest's memory in a host's, and the slot that says so."""
     host, some = GuestRam("1M"), MemorySlots()
     some.set(Slot(0, 0, 0x8_0000, 0x8_0000))
     host.write(0x8_0000, RAM.read(0, 0x8_0000))
-    one = kind(**{"host": host, "slots": some, "at": 0, "end": 0x4_0000, **REGS, **how})
+    return {"host": host, "slots": some}
+
+
+def pager(kind, **how):
+    one = kind(**{**room(), "at": 0, "end": 0x4_0000, **REGS, **how})
     one.access(GVA)
     return one
 
@@ -183,7 +190,7 @@ CALLS = {
         record_four_example, {"host": HOST, "gva": GVA, "position": "away", "access": "read"}
     ),
     "rulers_of": (rulers_of, {"mapped": [], "slots": slots(), "host": [], "end": 4096}),
-    "HostPages.load": (HostPages.load, {"path": "gone.json"}),
+    "HostPages.load": (HostPages.load, {"path": KEPT}),
     "four_problem": (four_problem, {"seed": 1}),
     "walk_problem": (walk_problem, {"seed": 1}),
     "shadow_problem": (shadow_problem, {"seed": 1}),
@@ -204,16 +211,16 @@ CALLS = {
     "guest.shadow_entry": (of_guest("shadow_entry"), {"page": 0}),
     "ShadowPager": (
         lambda **how: pager(ShadowPager, **how),
-        {"host": GuestRam("1M"), "slots": slots(), "at": 0, "end": 0x4_0000, **REGS,
+        {**room(), "at": 0, "end": 0x4_0000, **REGS,
          "strategy": KVM, "host_page": 4096, "maxphyaddr": 52, "forget": None},
     ),
     "NestedPager": (
         lambda **how: pager(NestedPager, **how),
-        {"host": GuestRam("1M"), "slots": slots(), "at": 0, "end": 0x4_0000, **REGS, "levels": 4},
+        {**room(), "at": 0, "end": 0x4_0000, **REGS, "levels": 4, "maxphyaddr": 52},
     ),
     "pager.walk": (of_pager(ShadowPager, "walk"), {"gva": GVA, **WHO}),
     "pager.set_registers": (
-        of_pager(ShadowPager, "set_registers"), {"cr0": 0, "cr4": 0, "efer": 0}
+        of_pager(ShadowPager, "set_registers"), {n: REGS[n] for n in ("cr0", "cr4", "efer")}
     ),
     "pager.set_slot": (of_pager(ShadowPager, "set_slot"), {"slot": Slot(5, 0x20_0000, 4096, 0)}),
     "pager.remove_slot": (of_pager(ShadowPager, "remove_slot"), {"number": 0}),
@@ -250,13 +257,45 @@ CALLS = {
     "vm_entry": (of_mmu("vm_entry"), {**REGS, "vpid": 1, "second": EPT}),
     "vmrun": (of_mmu("vmrun", SvmMmu), {"asid": 1, **REGS, "tlb_control": 0, "second": NPT}),
     "invlpga": (of_mmu("invlpga", SvmMmu), {"gva": GVA, "asid": 1}),
-    "latency_curve": (latency_curve, {"sizes": ["16K"], "seed": 1}),
+    "latency_curve": (
+        lambda **how: latency_curve(**{"repeats": 1, "loads": 64, **how}),
+        {"sizes": ["16K"], "seed": 1},
+    ),
     "example_host": (example_host, {"host": "ept"}),
     "record_example": (
-        record_example, {"gva": GVA, "guest": "4K", "host": "ept", "access": "user reads"}
+        record_example, {"gva": GVA, "guest": "4K", "host": "ept", "access": "kernel"}
     ),
     "walk_opening": (walk_opening, {"trace": record_example()}),
 }  # fmt: skip
+
+
+TRUTHS = {"ac", "implicit", "set_ad", "table", "each"}
+"""Yes or no, as Python takes anything for one."""
+NAMED = {
+    ("GuestRam", "size"): "ram",
+    ("a deed", "what"): "deeds",
+    ("a TlbShape", "entries"): "structures",
+}
+FIELDS = [
+    (name, field)
+    for name, (_, good) in CALLS.items()
+    for field in good
+    if field not in TRUTHS and not name.endswith(" mark")  # an answer may be anything: it is wrong
+]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_is_good_before_one_of_its_arguments_is_not(name):
+    act, good = CALLS[name]
+    act(**good)
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_what_can_be_no_argument_is_named(name, field):
+    act, good = CALLS[name]
+    with pytest.raises(BadInput) as told:
+        act(**{**good, field: object()})
+    assert told.value.field == NAMED.get((name, field), field)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
-from vmlib.given import names_bad_input
+from vmlib.given import check_one, names_bad_input
 from vmlib.memory.four import HostAddress, host_address
 from vmlib.memory.paging import ERROR_P, VECTOR_GP, check_access
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.walk import Fault, TableMemory, walk
 from vmlib.memory.walk_trace import Setting
+from vmlib.numbers import whole
 from vmlib.trace import Provenance, Recorder, Trace
 from vmlib.units import PAGE_SIZE, format_size
 
@@ -51,6 +52,9 @@ def rulers_of(
 
     `host` are the host-physical pages that are known.
     """
+    mapped = list(mapped)
+    check_one(mapped, list[Segment], "mapped")
+    whole(end, "end", 0)
     gpa: list[Segment] = []
     hva: list[Segment] = []
     at = 0
@@ -65,7 +69,7 @@ def rulers_of(
         gpa.append(("hole", at, end - at))
     pages = sorted(host)
     hpa = [("pages of this process", pages[0], pages[-1] + PAGE_SIZE - pages[0])] if pages else []
-    return Rulers(list(mapped), gpa, sorted(hva, key=lambda one: one[1]), hpa)
+    return Rulers(mapped, gpa, sorted(hva, key=lambda one: one[1]), hpa)
 
 
 @names_bad_input

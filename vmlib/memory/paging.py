@@ -230,7 +230,7 @@ def check_access(access: str) -> None:
 @names_bad_input
 def flag_names(entry: int, level: Level) -> tuple[str, ...]:
     """Return the names of the flags set in an entry read at `level`, lowest first."""
-    entry = whole(entry, "entry", 0, (1 << 64) - 1)
+    entry = word(entry, "entry")
     bits = {"P": P, "RW": RW, "US": US, "PWT": PWT, "PCD": PCD, "A": A & ~level.grants}
     if level.number == 1:
         bits |= {"D": D, "PAT": PS, "G": G}
@@ -241,9 +241,14 @@ def flag_names(entry: int, level: Level) -> tuple[str, ...]:
     return tuple(name for name, bit in bits.items() if entry & bit)
 
 
+def word(value: int, field: str) -> int:
+    """Return a number of 64 bits; `BadInput` names the field of what is none."""
+    return whole(value, field, 0, (1 << 64) - 1)
+
+
 def _check_registers(cr0: int, cr4: int, efer: int) -> None:
     for name, value in (("cr0", cr0), ("cr4", cr4), ("efer", efer)):
-        whole(value, name, 0, (1 << 64) - 1)
+        word(value, name)
 
 
 def _wide(number: int, reserved: int) -> Level:

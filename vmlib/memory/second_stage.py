@@ -38,6 +38,7 @@ from vmlib.memory.paging import (
     access_rules,
     check_access,
     paging_mode,
+    word,
 )
 from vmlib.memory.walk import OUTSIDE, TableMemory, TableOutsideRam, follow
 from vmlib.numbers import whole
@@ -69,7 +70,7 @@ class Ept:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        whole(self.eptp, "eptp", 0, (1 << 64) - 1)
+        word(self.eptp, "eptp")
         if self.eptp >> 3 & 7 not in (3, 4):
             raise BadInput("eptp", "bits 5:3 are the walk length less one: 3 or 4 (SDM 25.6.11)")
         if not 32 <= self.maxphyaddr <= 52:
@@ -112,7 +113,7 @@ class Npt:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        whole(self.n_cr3, "n_cr3", 0, (1 << 64) - 1)
+        word(self.n_cr3, "n_cr3")
         if self.levels not in (4, 5):
             raise BadInput("levels", f"of nested tables are 4 or 5 here, not {self.levels}")
         whole(self.maxphyaddr, "maxphyaddr", 32, 52)

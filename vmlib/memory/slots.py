@@ -13,13 +13,14 @@ limits of the host's: how many slots there may be, and how wide a guest-physical
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
 
 from vmlib.errors import BadInput
 from vmlib.given import check_fields, names_bad_input
+from vmlib.memory.paging import Access, check_access
 from vmlib.units import PAGE_SIZE
 
 
@@ -89,17 +90,19 @@ class MemorySlots:
     @names_bad_input
     def find(self, gpa: int) -> Slot | None:
         """Return the slot that holds `gpa`; None in a hole."""
+        gpa = index(gpa)
         place = bisect_right(self._slots, gpa, key=lambda one: one.gpa) - 1
         if place >= 0 and gpa < self._slots[place].end:
             return self._slots[place]
         return None
 
     @names_bad_input
-    def hva(self, gpa: int, access: Literal["read", "write", "fetch"] = "read") -> int | None:
+    def hva(self, gpa: int, access: Access = "read") -> int | None:
         """Return the host-virtual address of an access, or None where it is MMIO.
 
         A write marks its page dirty if the slot keeps a log.
         """
+        check_access(access)
         slot = self.find(gpa)
         if slot is None or (access == "write" and slot.readonly):
             return None
@@ -123,7 +126,7 @@ class MemorySlots:
         for one in self._slots:
             if one.number == number:
                 return one
-        raise BadInput("slot", f"there is no slot {number}")
+        raise BadInput("number", f"there is no slot {number}")
 
 
 def _check(slot: Slot) -> None:

@@ -6,7 +6,8 @@ Unlike `GuestRam` it has no pages that an engine could map.
 """
 
 from vmlib.errors import BadInput
-from vmlib.given import names_bad_input
+from vmlib.given import names_bad_input, octets
+from vmlib.memory.paging import word
 from vmlib.numbers import whole
 
 
@@ -21,12 +22,13 @@ class SparseMemory:
     def read_u64(self, at: int) -> int:
         """Return the word at `at`; `BadInput` outside the memory or off an 8-byte boundary."""
         if not 0 <= at < self.size or at & 7:
-            raise BadInput("address", f"{at:#x} is no aligned word below {self.size:#x}")
+            raise BadInput("at", f"{at:#x} is no aligned word below {self.size:#x}")
         return self._words.get(at, 0)
 
     @names_bad_input
     def write_u64(self, at: int, value: int) -> None:
-        """Store a word; errors as in `read_u64`."""
+        """Store a word, 0 to 2**64 - 1; errors as in `read_u64`."""
+        value = word(value, "value")
         self.read_u64(at)
         if value:
             self._words[at] = value
@@ -36,6 +38,7 @@ class SparseMemory:
     @names_bad_input
     def write(self, at: int, data: bytes) -> None:
         """Store bytes, a multiple of 8."""
+        data = octets(data, "data")
         if len(data) % 8:
             raise BadInput("data", f"is whole words, not {len(data)} bytes")
         for offset in range(0, len(data), 8):

@@ -14,7 +14,7 @@ from operator import index
 from typing import Literal, Protocol
 
 from vmlib.errors import BadInput
-from vmlib.given import check_fields, names_bad_input
+from vmlib.given import check_fields, check_one, names_bad_input
 from vmlib.memory.paging import (
     CR0_PG,
     CR0_WP,
@@ -33,6 +33,7 @@ from vmlib.memory.paging import (
     P,
     PagingMode,
     paging_mode,
+    word,
 )
 from vmlib.numbers import whole
 from vmlib.units import GIB, MIB, PAGE_SIZE, format_size
@@ -100,7 +101,8 @@ class Tables:
     @names_bad_input
     def entry(self, ram: Ram, gva: int, level: int = 1) -> int:
         """Return the address of the entry that `gva` passes at `level`; `BadInput` if none."""
-        whole(gva, "gva", 0, (1 << 64) - 1)
+        word(gva, "gva")
+        whole(level, "level")
         table = self.root
         for one in self.mode.levels:
             at = table + (gva >> one.offset_shift & one.offset_mask)
@@ -123,6 +125,8 @@ def build_tables(
     zeroed. Raises `BadInput` naming what does not fit: an address that is not aligned to its
     page, a page size that the mode has not, two maps of one address, RAM that is too small.
     """
+    check_one(ram, Ram, "ram")
+    check_one(format, Format, "format")
     if whole(at, "at", 0) % PAGE_SIZE:
         raise BadInput("at", f"is the address of a page, not {at:#x}")
     registers = _registers(levels)

@@ -30,6 +30,7 @@ from vmlib.memory.paging import (
     EFER_LMA,
     VECTOR_PF,
     Access,
+    word,
 )
 from vmlib.memory.second_stage import Ept, Npt, SecondStage
 from vmlib.memory.walk import TableMemory, setting
@@ -79,7 +80,7 @@ class Context:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("cr0", "cr3", "cr4", "efer"):
-            whole(getattr(self, name), name, 0, (1 << 64) - 1)
+            word(getattr(self, name), name)
 
     @property
     def pcid(self) -> int:
@@ -123,6 +124,7 @@ class Mmu:
         maxphyaddr: int = 52,
     ) -> None:
         check_one(memory, TableMemory, "memory")
+        check_one(shape, TlbShape | None, "shape")
         shape = shape or TlbShape()
         self.memory = memory
         self.linear = TranslationCache(shape)
@@ -239,12 +241,16 @@ class Mmu:
     @names_bad_input
     def invlpg(self, gva: int) -> None:
         """INVLPG: the page, global or not, and all paging-structure entries of this PCID."""
+        word(gva, "gva")
         pcid = self._now.pcid
         self._drop_mine(lambda tag: tag.pcid in (pcid, None), gva, all_structures=True)
 
     @names_bad_input
     def invpcid(self, type: int, pcid: int = 0, gva: int = 0) -> None:
         """INVPCID: 0 an address of a PCID, 1 a PCID, 2 all, 3 all but global pages."""
+        for name, operand in (("type", type), ("pcid", pcid)):
+            whole(operand, name)
+        word(gva, "gva")
         if type not in (0, 1, 2, 3) or not 0 <= pcid < 1 << 12:
             raise SpecViolation("Intel SDM vol. 2A, INVPCID", "no such type or PCID: #GP(0)")
         if type < 2 and pcid and not self._now.cr4 & CR4_PCIDE:

@@ -14,6 +14,7 @@ from typing import Literal
 from vmlib.errors import SpecViolation
 from vmlib.given import names_bad_input
 from vmlib.memory.caches.mmu import Context, Mmu
+from vmlib.memory.paging import word
 from vmlib.memory.second_stage import Npt
 from vmlib.numbers import whole
 
@@ -37,7 +38,7 @@ class SvmMmu(Mmu):
         self._as_host("VMRUN", "AMD APM vol. 2, 15.5.1")
         if not whole(asid, "asid", 0, (1 << 32) - 1):
             raise SpecViolation("AMD APM vol. 2, 15.5.1", "ASID 0 is the host's: VMEXIT_INVALID")
-        if tlb_control not in (0, 1, 3, 7):
+        if whole(tlb_control, "tlb_control") not in (0, 1, 3, 7):
             raise SpecViolation("AMD APM vol. 2, 15.16.1", f"TLB_CONTROL {tlb_control} is reserved")
         self._enter(Context(cr0, cr3, cr4, efer, asid, second))
         if tlb_control == 1:
@@ -54,4 +55,6 @@ class SvmMmu(Mmu):
     @names_bad_input
     def invlpga(self, gva: int, asid: int) -> None:
         """INVLPGA: drop a page of an ASID, and the tables on its way. 15.16.2."""
+        word(gva, "gva")
+        whole(asid, "asid", 0, (1 << 32) - 1)
         self._drop(lambda tag: tag.vpid == asid, gva)

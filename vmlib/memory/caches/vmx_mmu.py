@@ -11,8 +11,12 @@ numbers: a linear address that is not canonical, an EPTP that VM entry would ref
 from vmlib.errors import BadInput, SpecViolation
 from vmlib.given import names_bad_input
 from vmlib.memory.caches.mmu import Context, Mmu
-from vmlib.memory.paging import ADDRESS
+from vmlib.memory.paging import (
+    ADDRESS,
+    word,
+)
 from vmlib.memory.second_stage import Ept
+from vmlib.numbers import whole
 
 _IN_A_GUEST = "Intel SDM vol. 3C, 26.1.2"
 
@@ -52,6 +56,9 @@ class CachedMmu(Mmu):
     @names_bad_input
     def invvpid(self, type: int, vpid: int = 0, gva: int = 0) -> None:
         """INVVPID: 0 an address, 1 a VPID, 2 all VPIDs but 0, 3 a VPID but its global pages."""
+        for name, operand in (("type", type), ("vpid", vpid)):
+            whole(operand, name)
+        word(gva, "gva")
         self._as_host("INVVPID", _IN_A_GUEST)
         if type not in (0, 1, 2, 3) or (type != 2 and not 0 < vpid < 1 << 16):
             raise SpecViolation(
@@ -67,6 +74,8 @@ class CachedMmu(Mmu):
     @names_bad_input
     def invept(self, type: int, eptp: int = 0) -> None:
         """INVEPT: guest-physical and combined mappings of 1 one EP4TA, 2 all."""
+        whole(type, "type")
+        word(eptp, "eptp")
         self._as_host("INVEPT", _IN_A_GUEST)
         if type not in (1, 2):
             raise SpecViolation("Intel SDM vol. 3C, INVEPT", "no such type: VMfailValid(28)")

@@ -13,12 +13,18 @@ from collections import Counter
 from vmlib.errors import BadInput
 from vmlib.given import check_one, names_bad_input
 from vmlib.memory.nested import walk_nested
-from vmlib.memory.paging import ADDRESS, RW, US, Access, P
+from vmlib.memory.paging import (
+    ADDRESS,
+    RW,
+    US,
+    Access,
+    P,
+    word,
+)
 from vmlib.memory.second_stage import Npt, SecondStageExit
 from vmlib.memory.shadow.pages import HostMemory, aligned
 from vmlib.memory.shadow.strategy import ShadowAccess, Trap
 from vmlib.memory.slots import MemorySlots
-from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 
@@ -48,7 +54,7 @@ class NestedPager:
         check_one(slots, MemorySlots, "slots")
         self.host = host
         self.slots = slots
-        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
+        self.cr3 = word(cr3, "cr3")
         self.traps: Counter[Trap] = Counter()
         """Nested page faults: "filled", or "mmio" where no slot holds the page."""
         self.counts: Counter[str] = Counter()
@@ -105,11 +111,12 @@ class NestedPager:
     @names_bad_input
     def invlpg(self, gva: int) -> None:
         """The guest executes INVLPG: the processor does it, and nobody is asked."""
+        word(gva, "gva")
 
     @names_bad_input
     def load_cr3(self, cr3: int) -> None:
         """The guest loads CR3: the processor does it, and nobody is asked."""
-        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
+        self.cr3 = word(cr3, "cr3")
 
     def _nested_fault(self, left: SecondStageExit) -> Trap:
         """Give the page at which the second stage ended, if there is one."""

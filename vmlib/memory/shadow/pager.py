@@ -36,6 +36,7 @@ from vmlib.memory.paging import (
     Access,
     D,
     paging_mode,
+    word,
 )
 from vmlib.memory.shadow.entry import leaf_rights, rights_above
 from vmlib.memory.shadow.pages import HostMemory, ShadowPage, aligned, page_bytes
@@ -50,7 +51,6 @@ from vmlib.memory.shadow.strategy import (
 from vmlib.memory.shadow.tables import ShadowTables
 from vmlib.memory.slots import MemorySlots, Slot
 from vmlib.memory.walk import Walk, references, set_accessed_dirty, walk
-from vmlib.numbers import whole
 from vmlib.units import PAGE_SIZE
 
 
@@ -87,6 +87,7 @@ class ShadowPager:
             raise BadInput("forget", f"is one of {', '.join(FORGETS)}, not {forget!r}")
         check_one(host, HostMemory, "host")
         check_one(slots, MemorySlots, "slots")
+        check_one(strategy, Strategy, "strategy")
         self.host = host
         self.slots = slots
         self.strategy = strategy
@@ -98,7 +99,7 @@ class ShadowPager:
         self._guest = self._shadow.guest
         self._pages = self._shadow.pages
         self._roots: deque[int] = deque(maxlen=4)  # KVM: the current one and three before
-        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
+        self.cr3 = word(cr3, "cr3")
         self._configure(cr0, cr4, efer)
 
     @property
@@ -177,6 +178,7 @@ class ShadowPager:
 
         Where no table can be unsync it is not intercepted: the processor does it.
         """
+        word(gva, "gva")
         if not self.strategy.out_of_sync:
             return
         self.traps["invlpg"] += 1
@@ -199,7 +201,7 @@ class ShadowPager:
         No entry is taken for global. Other address spaces are compared when their turn comes.
         """
         self.traps["cr3"] += 1
-        self.cr3 = whole(cr3, "cr3", 0, (1 << 64) - 1)
+        self.cr3 = word(cr3, "cr3")
         root = self._root()
         root.writes = 0
         if self._forget != "cr3":
