@@ -809,8 +809,8 @@ def _random_entry(rng, level, levels, pages, pdpte):
         target = rng.choice(TABLES) if chance(8) else rng.choice(pages[level - 1])
     elif large:
         target = rng.choice([0, 0, 1, 2, 5]) << shift & 0xFFFF_FFFF
-        if chance(6):
-            target |= rng.randrange(1 << shift - 12) << 12
+        if chance(12):  # one bit at a time: each but bit 12 is reserved, or an address's in PSE-36
+            target |= 1 << rng.randrange(12, shift)
     else:
         target = rng.choice(TABLES) if chance(8) else rng.randrange(DATA, RAM, 0x1000)
     entry = target | int(chance(98))
