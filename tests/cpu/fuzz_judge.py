@@ -20,11 +20,12 @@ def _all_lanes(_: Trial) -> Container[int]:
 class Tolerance:
     """What may differ for `rows` (mnemonics; empty for all) in trials for which `when` holds.
 
-    `flags` and `mxcsr` are masks; `fields` names `gpr`, `xmm` or `mm` for the destination in
-    ModRM.reg, `rm` for that in ModRM.rm, `rax` and others for that register, `all` where nothing of
-    the trial can be compared, `x87` all of x87 and MMX, which `when` then compares. `lanes` are the
-    lanes of 32 bits that may differ. `seen_in` names a row in which it shows, for an entry without
-    rows.
+    `flags`, `mxcsr` and `x87` (tags, FSW, FCW) are masks. `fields` names `gpr`, `xmm` or `mm` for
+    the destination in ModRM.reg, `rm` for that in ModRM.rm, `rax`, `st0` and others for that
+    register, `dest` for the destination of x87, `memory` for all of it, `x87` for all of x87 and
+    MMX, which `when` then compares, `all` where nothing of the trial can be compared. `lanes` are
+    the lanes of 32 bits that may differ. `seen_in` names a row in which it shows, for an entry
+    without rows.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Tolerance:
     manual: str
     flags: int = 0
     mxcsr: int = 0
+    x87: int = 0
     fields: tuple[str, ...] = ()
     when: Callable[[Trial], bool] = _always
     lanes: Callable[[Trial], Container[int]] = _all_lanes
@@ -51,6 +53,11 @@ class Tolerance:
         if "x87" in self.fields:
             found |= bool(left.x87 or left.mmx or left.exponents)
             left.x87, left.mmx, left.exponents = 0, set(), set()
+        found |= bool(left.x87 & self.x87)
+        left.x87 &= ~self.x87
+        if "memory" in self.fields:
+            found |= left.memory
+            left.memory = False
         left.flags &= ~self.flags
         left.mxcsr &= ~self.mxcsr
         made = trial.made
@@ -62,9 +69,15 @@ class Tolerance:
         lanes = self.lanes(trial)
         vectors = {xmms[name] for name in self.fields if name in xmms}
         parts = {part for part in left.xmms if part[0] in vectors and part[1] in lanes}
+        popped = "p" in made.row.words
+        places = {"st0": 0, "dest": (made.rm - popped) % 8 if "to" in made.row.words else 0}
+        stack = {places[name] for name in self.fields if name in places}
+        values = stack & (left.mmx | left.exponents)
+        left.mmx -= values
+        left.exponents -= values
         left.gprs -= named
         left.xmms -= parts
-        return found or bool(named or parts or mmx)
+        return found or bool(named or parts or mmx or values)
 
 
 def _lanes(trial: Trial) -> np.ndarray:

@@ -18,7 +18,7 @@ from fuzz_judge import (
     root_of_denormal,
     source,
 )
-from fuzz_tolerances_x87 import MMX
+from fuzz_tolerances_x87 import MMX, X87
 from fuzz_wrong import (
     bextr,
     bzhi,
@@ -360,4 +360,5 @@ TOLERANCES: tuple[Tolerance, ...] = (
         when=lambda t: b"\xf0" in t.made.code[:3] and (t.ours_vector, t.real_vector) == (6, -1),
     ),
     *MMX,
+    *X87,
 )

@@ -30,8 +30,9 @@ from fuzz_state import ARITHMETIC, DF, states
 from fuzz_state_x87 import operand, set_x87
 from fuzz_table import INTEGER, Row
 from fuzz_table_sse import MMX, SSE
+from fuzz_table_x87 import X87
 
-ROWS = INTEGER + MMX + SSE
+ROWS = INTEGER + MMX + SSE + X87
 
 MIDDLE = 96  # of the 256 bytes of a record's memory; what a fixed-up address is near
 RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(1, 8)
@@ -291,12 +292,12 @@ class Maker:
 def trials(
     seed: int, count: int = BATCH, rows: list[Row] | None = None
 ) -> tuple[list[Made], Batch]:
-    """Return a batch of trials and what it is made of: without `rows` two thirds of it integers."""
+    """Return a batch of trials and what it is made of: without `rows` half of it integers."""
     maker = Maker(f"trials {seed}")
     rng = maker.rng
     made = []
     for number in range(count):
-        table = rows or rng.choices((INTEGER, SSE, MMX), (66, 22, 12))[0]
+        table = rows or rng.choices((INTEGER, SSE, MMX, X87), (50, 16, 9, 25))[0]
         made.append(maker.make(number, rng.choice(table)))
     records = states(seed, count)
     stacked = [
