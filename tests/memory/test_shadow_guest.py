@@ -234,6 +234,12 @@ def test_section_4_can_be_solved(root, capsys):
     names = {"OUT_OF_SYNC": OUT_OF_SYNC, "WRITE_PROTECT": WRITE_PROTECT, "ShadowGuest": ShadowGuest}
     exec(re.sub(r"mine = .*", mine, source, count=1), names)
     assert capsys.readouterr().out == "A and E: that is it\n"
+    for mine, why in (
+        ('mine = [("move", 0, "E"), ("invlpg", 0), ("read", 0)]', "the same under both"),
+        ('mine = [("read", 1)] * 3 + [("move", 0, "E"), ("read", 0)]', "more than four deeds"),
+    ):
+        exec(re.sub(r"mine = .*", mine, source, count=1), names)
+        assert why in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("duty", ["protect", "write", "invlpg", "cr3"])

@@ -3,7 +3,9 @@
 The guest's tables are walked by the same code as in `walk_many`; only its reader is another one,
 which takes the addresses of all entries of a level through the second stage before it reads them.
 
-Left out, beside what `walk_nested` leaves out: A and D are not set, and no steps are kept.
+Left out, beside what `walk_nested` leaves out: no steps are kept, and A and D are not set. To set
+them in a guest's entry is a write that the second stage may refuse; whether it is needed depends on
+the accesses before, and all of these are walked at once.
 """
 
 from dataclasses import dataclass
