@@ -1,6 +1,5 @@
 """Damaged maps: an error that names the field, never another exception, never a hang."""
 
-import copy
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from crush_maps import map_text
+from damage import damaged_map, dump, put, sort_out
 
 from vmlib.ceph import (
     CrushMap,
@@ -24,19 +24,6 @@ from vmlib.ceph import (
     utilisation,
 )
 from vmlib.errors import BadInput
-
-
-def dump():
-    return CrushMap.from_text(map_text(6, "straw2", "jewel", "positions", classes=True)).to_json()
-
-
-def put(data, path, value):
-    for key in path[:-1]:
-        data = data[key]
-    if value is None:
-        del data[path[-1]]
-    else:
-        data[path[-1]] = value
 
 
 @pytest.mark.parametrize(
@@ -192,73 +179,20 @@ def test_maps_that_cannot_be_built(arguments):
         CrushMap.build(**arguments)
 
 
-ODD = (None, -1, 0, 1, 2, -2, -7, 255, 65536, 1 << 31, 1 << 70, 1.5, float("nan"), "", "straw",
-       "tree", "uniform", "list", "osd", "host", True, [], {}, [1], {"id": 1})  # fmt: skip
-
-
-def places(data, path=()):
-    """Yield the path of everything in a JSON value."""
-    children = data.items() if isinstance(data, dict) else enumerate(data)
-    for key, child in children:
-        yield (*path, key)
-        if isinstance(child, dict | list):
-            yield from places(child, (*path, key))
-
-
 def use(crush):
     for rule in crush.rules.values():
         for x in range(3):
             crush.map(rule.id, x, 3, {0: 0}, "auto")
         crush.map_many(rule.id, range(5), 2)
         crush.explain(rule.id, 1, 2)
-
-
-def damage_json(rng, whole):
-    data = copy.deepcopy(whole)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        path = rng.choice(list(places(data)))
-        value = copy.deepcopy(rng.choice(ODD))  # else the next damage would be done to ODD itself
-        if rng.random() < 0.2:
-            value = copy.deepcopy(rng.choice(whole["buckets"]))
-        put(data, path, value)
-    return data
-
-
-def damage_text(rng, text):
-    words = text.split(" ")
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        i, j = rng.randrange(len(words)), rng.randrange(len(words))
-        way = rng.randrange(4)
-        if way == 0:
-            words[i] = rng.choice(("{", "}", "[", "]", "-1", "1e9", "9" * 30, "class", "id", "é"))
-        elif way == 1:
-            words[i] = words[j]
-        elif way == 2:
-            del words[i]
-        else:
-            words[i], words[j] = words[j], words[i]
-    return " ".join(words)
+    json.dumps(crush.to_json())
 
 
 def fuzz(seed, enough):
-    """Damage maps until `enough(count)`; return counts of refused and of usable ones."""
+    """Use damaged maps until `enough(count)`; return counts of refused and of usable ones."""
     rng = random.Random(seed)
-    whole = dump()
-    text = map_text(seed % 50, classes=True, weight_set="ids")
-    refused = usable = 0
-    while not enough(refused + usable):
-        try:
-            if rng.random() < 0.6:
-                crush = CrushMap.from_json(damage_json(rng, whole))
-            else:
-                crush = CrushMap.from_text(damage_text(rng, text))
-        except BadInput:
-            refused += 1
-            continue
-        use(crush)
-        json.dumps(crush.to_json())
-        usable += 1
-    return refused, usable
+    whole, text = dump(), map_text(seed % 50, classes=True, weight_set="ids")
+    return sort_out(lambda: damaged_map(rng, whole, text), use, enough)
 
 
 def test_damaged_maps_are_refused_or_work():

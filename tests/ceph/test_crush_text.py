@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from crush_maps import (
     seed_of_the_day,
     version,
 )
-from test_crush_bad_input import damage_json, damage_text, dump
+from damage import damaged_map, dump, sort_out
 
 from vmlib.ceph import CrushMap, Step, reweighted
 from vmlib.errors import BadInput, Unsupported
@@ -69,23 +70,19 @@ def test_whatever_we_write_comes_back_unchanged(tmp_path):
     """Damaged maps that can be used all the same: their text is refused by us, or is right."""
     rng = random.Random(seed_of_the_day())
     whole, text = dump(), map_text(seed_of_the_day() % 50, classes=True, weight_set="ids")
-    written = refused = 0
-    while written < 40:
-        try:
-            if rng.random() < 0.6:
-                crush = CrushMap.from_json(damage_json(rng, whole))
-            else:
-                crush = CrushMap.from_text(damage_text(rng, text))
-        except BadInput:
-            continue
+    ends = Counter()
+
+    def write(crush):
         try:
             ours = crush.to_text()
         except Unsupported:
-            refused += 1
-            continue
+            ends["refused"] += 1
+            return
         assert Compiled(ours, tmp_path).text() == ours
-        written += 1
-    assert refused < written
+        ends["written"] += 1
+
+    sort_out(lambda: damaged_map(rng, whole, text), write, lambda _: ends["written"] >= 40)
+    assert ends["refused"] < ends["written"]
 
 
 def compiles(text, folder):

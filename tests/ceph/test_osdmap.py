@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 from crush_maps import WEIGHT_SETS, version
+from damage import ODD, places, put, sort_out
 from osd_maps import groups, made, osdmaptool, ours, read
-from test_crush_bad_input import ODD, places, put
 
 from vmlib.ceph import (
     ERASURE,
@@ -381,13 +381,8 @@ def fuzz(seed, enough):
         primary_temp=["1.4", 2],
     )
     crush = CrushMap.build(hosts=4, osds=1)
-    refused = usable = 0
-    while not enough(refused + usable):
-        try:
-            mine = OSDMap.from_json(damaged(rng, whole), crush=crush)
-        except (BadInput, Unsupported):
-            refused += 1
-            continue
+
+    def use(mine):
         for pool in mine.pools.values():
             if pool.pg_num <= 64:
                 for place in mine.pg_table(pool.pool):
@@ -395,8 +390,8 @@ def fuzz(seed, enough):
             mine.locate(pool.pool, "x")
         for osd in mine.osds:
             mine.without(osd=osd).reweight(osd, 0.5).affinity(osd, 0.5)
-        usable += 1
-    return refused, usable
+
+    return sort_out(lambda: OSDMap.from_json(damaged(rng, whole), crush=crush), use, enough)
 
 
 def test_damaged_dumps_are_refused_or_work():
