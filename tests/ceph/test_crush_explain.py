@@ -107,6 +107,16 @@ def test_an_explanation_ends_with_the_mapping_and_its_draws_are_right():
                         assert int(straw) == -(-int(ln) // weight)
 
 
+def test_what_is_drawn_from_is_named():
+    """A tree bucket walks from inner node to inner node, so its rows are nodes and not items."""
+    for alg, named in (("straw2", "osd."), ("tree", "node ")):
+        crush = CrushMap.build(osds=4, alg=alg)
+        steps = crush.explain("replicated", 1, 1).steps
+        rows = [row for s in steps if s.where == "host0" for row in s.state["draws"]]
+        assert rows
+        assert all(name == f"{named}{item}" for item, name, *_ in rows)
+
+
 def test_a_trace_is_whole_and_can_be_kept(tmp_path):
     crush = CrushMap.build(racks=2, hosts=3, osds=3)
     trace = crush.explain("replicated", 9, 3)

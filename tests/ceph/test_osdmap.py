@@ -19,6 +19,7 @@ from vmlib.ceph import (
     Move,
     OSDMap,
     Pool,
+    crush_hash,
     moves,
     object_hash,
     stable_mod,
@@ -180,6 +181,20 @@ def test_an_upmap_to_an_osd_that_is_out_is_ignored(cluster):
 def test_an_exchange_never_names_an_osd_twice(cluster):
     a, b, _ = cluster.pg("1.3").up
     assert cluster.upmap_items("1.3", [(a, b)]).pg("1.3").up == cluster.pg("1.3").up
+
+
+def test_an_osd_declines_where_its_hash_is_as_large_as_its_affinity(cluster):
+    """It serves where the upper half of the hash is below the affinity (`_apply_primary_affinity`).
+
+    Equal is not below: so it is with one unit less that the first OSD loses its place.
+    """
+    place = cluster.pg("1.5")
+    first = place.up[0]
+    edge = crush_hash(place.pps, first) >> 16
+    for affinity, primary in ((edge + 1, first), (edge, place.up[1])):
+        shy = replace(cluster.osds[first], primary_affinity=affinity)
+        there = replace(cluster, osds={**cluster.osds, first: shy})
+        assert there.pg("1.5").up_primary == primary
 
 
 def test_primary_affinity_moves_the_primary_to_the_front(cluster):

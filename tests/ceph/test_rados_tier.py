@@ -49,6 +49,27 @@ def test_recency_counts_hit_sets_without_a_gap():
     assert cache.cached() == ["a"]
 
 
+def test_an_older_hit_set_alone_promotes_nothing():
+    """With a recency of 1 the current set decides (`PrimaryLogPG::maybe_promote`)."""
+    cache = tier()
+    cache.read("a", 1, 0)
+    cache.read("b", 1, 1300)  # ends the set, with both in it
+    cache.read("a", 1, 1301)
+    assert cache.cached() == []
+    cache.read("a", 1, 1302)
+    assert cache.cached() == ["a"]
+
+
+def test_a_hit_set_ends_with_the_access_at_the_end_of_its_period():
+    """Ceph: it is persisted when its start + `hit_set_period` <= now."""
+    for at, cached in ((1199.9, ["a"]), (1200.0, [])):
+        cache = tier()
+        cache.read("a", 1, 0)
+        cache.read("b", 1, at)
+        cache.read("a", 1, at + 0.05)
+        assert cache.cached() == cached
+
+
 def test_a_set_that_nobody_ends_is_still_the_current_one():
     cache = tier()
     cache.read("a", 1, 0)
@@ -114,6 +135,13 @@ def test_the_agent_keeps_dirty_and_full_below_their_ratios():
     cache.flush_evict_all()
     assert cache.counts.flushed == 30
     assert cache.counts.evicted == 30
+
+
+def test_of_objects_as_warm_the_one_asked_for_last_stays():
+    cache = tier("readonly", target_max_bytes=3 * OBJECT, full_ratio=0.7)  # two objects
+    for at, name in enumerate("abac"):
+        cache.read(name, 1, at)
+    assert cache.cached() == ["a", "c"]
 
 
 def test_what_is_warm_stays():
