@@ -82,6 +82,8 @@ def test_several_and_where_they_stand(tmp_path):
         (64, "sysretq", "not among"),
         (16, "db 5", "not among"),
         (16, ".byte 5", "not among"),
+        (16, "rep", "not one instruction"),
+        (32, "lock", "not one instruction"),
         (16, "mov ax", "'mov ax'"),
         (16, "mov al, nowhere", "'mov al, nowhere'"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from emulator_guests import DEVICE, in_thread, ports, wait_for
 from kvm_guests import CODE, boot, take
 
-from vmlib.cpu import Budget, Halt, Kicked, Registers, SystemRegisters, open_vm
+from vmlib.cpu import Budget, Halt, IoOut, Kicked, Registers, SystemRegisters, open_vm
 from vmlib.devices import PicPair
 from vmlib.errors import BadInput
 
@@ -128,6 +128,24 @@ def test_code_written_while_it_runs_is_seen(vm, guest):
     wait_for(lambda: vm.ram.read(0x2000, 2) != b"\0\0")
     vm.ram.write(0x1000, b"\xf4")
     assert end(vcpu.kick) == Halt()
+
+
+@pytest.mark.parametrize("how", ["restore", "set_system", "start"])
+def test_a_vcpu_that_is_put_elsewhere_reads_its_code_anew(vm, guest, how):
+    """mov al, 1; out 0x10, al; hlt, of which another takes the place through the RAM's view."""
+    vcpu = guest("b0 01 e6 10 f4", bits=32)
+    state = vcpu.save()
+    assert vcpu.run() == IoOut(0x10, 1, b"\1")
+    vm.ram.view[CODE + 1] = 2  # which nobody hears of
+    match how:
+        case "restore":
+            vcpu.restore(state)
+        case "set_system":
+            vcpu.set_system(state.system)
+            vcpu.set_registers(state.registers)
+        case "start":
+            vcpu.start_protected_mode(CODE)
+    assert vcpu.run() == IoOut(0x10, 1, b"\2")
 
 
 @pytest.mark.parametrize("what", ["writes code", "kicks"])

@@ -97,6 +97,22 @@ def test_cpuid_tells_the_number_of_the_vcpu():
 
 
 @kvm
+def test_only_the_first_vcpu_is_the_bootstrap_processor():
+    """mov ecx, 0x1b; rdmsr; out 0x10, eax: IA32_APIC_BASE, whose bit 8 says so.
+
+    Intel SDM vol. 4, table 2-2. A restore leaves it as KVM has set it.
+    """
+    with open_vm("kvm", "1M") as vm:
+        vm.create_irqchip()
+        bases = []
+        for _ in range(2):
+            vcpu = boot(vm, "b9 1b 00 00 00 0f 32 e7 10 f4", bits=32)
+            vcpu.restore(vcpu.save())
+            bases.append(int.from_bytes(vcpu.run().data, "little"))
+    assert bases == [0xFEE00900, 0xFEE00800]
+
+
+@kvm
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_save_and_restore(bits):
     """inc eax (not in long mode), out, inc, hlt: taken back to the OUT, in another VM."""
@@ -196,9 +212,11 @@ def test_string_input_may_come_in_one_exit():
 
 
 @kvm
-def test_registers_in_the_midst_of_a_string_instruction():
+@pytest.mark.parametrize("budget", [Budget(), Budget(seconds=60)], ids=["short way", "long way"])
+def test_registers_in_the_midst_of_a_string_instruction(budget):
     """The next item's exit is there already when the last one's is finished, and is not lost."""
     with guest("be 00 10 b9 03 00 ba 10 00 f3 6e f4") as vcpu:
+        vcpu.set_budget(budget)
         for left in (2, 1, 0):
             exit = vcpu.run()
             assert isinstance(exit, IoOut)

@@ -118,6 +118,13 @@ def test_packing_and_unpacking_are_inverse():
         vector, shadow = rng.choice([None, *range(256)]), rng.random() < 0.5
         events = kvm_state.pack_events(vector, shadow, 0)
         assert kvm_state.unpack_events(events) == (vector, shadow)
+
+
+@pytest.mark.parametrize(("rflags", "kind"), [(0x2, 1), (0x202, 2)])
+def test_a_shadow_is_that_of_sti_where_interrupts_are_on(rflags, kind):
+    """KVM_X86_SHADOW_INT_MOV_SS is 1 and _STI 2 (Linux arch/x86/include/uapi/asm/kvm.h)."""
+    events = kvm_state.pack_events(None, True, rflags)
+    assert kvm_abi.EVENTS.unpack(events)[8] == kind
     assert kvm_state.pack_segment(UNUSABLE)[-2:] == b"\1\0"
     marked = kvm_state.pack_segment(Segment())[:-2] + b"\1\0"  # present, and yet unusable
     assert not kvm_state.unpack_segment(marked).present

@@ -86,6 +86,24 @@ def test_the_guest_stores_what_was_restored(engine, seed):
         assert same(vm.ram.read(TO, LEGACY), area(seed), pointers=engine == "kvm")
 
 
+@engines
+@pytest.mark.parametrize("used", range(4))
+def test_what_is_not_in_use_is_as_after_reset(engine, used):
+    """XSTATE_BV: bit 0 is x87, bit 1 SSE (Intel SDM vol. 1, 13.6); what stands there is nothing."""
+    random_area = area(2)
+    with open_vm(engine, "1M") as vm:
+        vcpu = stands_at(vm, STORE)
+        state = vcpu.save()
+        xsave = random_area + bytes(HEADER - LEGACY) + struct.pack("<Q", used)
+        vcpu.restore(replace(state, xsave=xsave.ljust(len(state.xsave), b"\0")))
+        assert isinstance(vcpu.run(), Mmio)
+        stored = vm.ram.read(TO, LEGACY)
+    x87 = random_area if used & 1 else struct.pack("<H", 0x37F) + bytes(158)
+    assert (stored[:5], stored[32:160]) == (x87[:5], x87[32:160])
+    assert stored[160:] == (random_area[160:] if used & 2 else bytes(256))
+    assert stored[24:28] == (random_area[24:28] if used & 2 else struct.pack("<I", 0x1F80))
+
+
 @pytest.mark.needs("unicorn", "kvm")
 @pytest.mark.parametrize("seed", range(8))
 def test_there_and_back(seed):

@@ -591,6 +591,42 @@ def test_the_host_is_what_it_was(setup):
     assert not one.vmcb["RFLAGS"] & 0x200
 
 
+def test_the_host_is_at_the_exit_what_it_was_at_vmrun(setup):
+    """All that VMRUN saves (15.5.1): the rest is the guest's, or comes by the stub's VMLOAD."""
+    one = setup("0f22d0 f4")  # mov cr2, rax; hlt
+    one.vmcb["RAX"] = 0x5000
+    states = []
+    for _ in range(2):
+        seen = []
+
+        def watch(what, _, seen=seen):
+            seen.append((what, one.host.in_guest, one.host.system()))
+
+        assert one.run(watch=watch).name == "HLT"
+        one.vmcb["RIP"] = CODE
+        (into,) = (
+            k for k in range(len(seen)) if seen[k][:2] == ("after", True) and not seen[k - 1][1]
+        )
+        states += [seen[into - 1][2], one.host.system()]
+    before = states[0]
+    rest = {name: getattr(before, name) for name in ("fs", "gs", "tr", "ldt", "cr2")}
+    for state in states[1:]:
+        assert replace(state, **rest) == before
+    assert states[-1].cr2 == 0x5000
+
+
+def test_the_host_has_no_breakpoints_after_an_exit(setup):
+    """APM vol. 2, 15.6: DR7 disables all. The guest's DR6 and DR7 are in its VMCB (15.5.1)."""
+    from vmlib.cpu.unicorn import state
+
+    one = setup("0f23f8 f4")  # mov dr7, rax; hlt
+    one.vmcb["RAX"] = 0x405
+    assert one.run().name == "HLT"
+    *_, dr6, dr7 = state.read_debug(one.host._emu)
+    assert (one.vmcb["DR7"], dr7) == (0x405, 0x400)
+    assert dr6 == 0xFFFF0FF0
+
+
 def test_the_way_back_is_what_the_specification_says(setup, check):
     """No outside system confirms our half: this record says so."""
     with check(

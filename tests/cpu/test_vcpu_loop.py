@@ -13,7 +13,19 @@ import pytest
 from engine_files import KVM_FILES
 from test_box_exits import FIGURE
 
-from vmlib.cpu import Cpuid, Halt, InterruptWindow, IoIn, IoOut, Kicked, Mmio, open_vm, probe
+from vmlib.cpu import (
+    Budget,
+    BudgetSpent,
+    Cpuid,
+    Halt,
+    InterruptWindow,
+    IoIn,
+    IoOut,
+    Kicked,
+    Mmio,
+    open_vm,
+    probe,
+)
 from vmlib.cpu.loop import DOORBELL, loop_guest
 from vmlib.errors import BadInput
 from vmlib.loop_problems import loop_problem
@@ -283,6 +295,7 @@ def test_the_labs_loop_can_be_written(root):
                 screen[gpa] = data[0]
 """
     names = {"SEED": 3, "ENGINE": "unicorn", "parse_hex": parse_hex, "open_vm": open_vm}
+    names |= {"Budget": Budget, "BudgetSpent": BudgetSpent}
     names |= {"IoIn": IoIn, "IoOut": IoOut, "Mmio": Mmio, "Halt": Halt, "print": lambda *_: None}
     exec(source.replace(hole, solution), names)
     assert names["sent"] == names["letter"].encode()
