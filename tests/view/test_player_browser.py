@@ -358,6 +358,18 @@ def test_predict_a_number_with_tolerance(open_page: Any) -> None:
     assert "(right)" in quiz.locator(".vm-verdict .vm-mark").first.text_content()
 
 
+MARKED = "a*b is *not this* and `x *y* z`, 2 * 3 * 4, *one* <b>"
+
+
+def test_emphasis_and_code_look_the_same_with_and_without_a_script(open_page: Any) -> None:
+    html = predict_html("n", MARKED, answer=3, because="so")
+    for script in (True, False):
+        question = open_page(html, java_script_enabled=script).locator(".vm-question").first
+        assert question.text_content() == "a*b is not this and x *y* z, 2 * 3 * 4, one <b>"
+        assert question.locator("em").all_text_contents() == ["not this", "one"]
+        assert question.locator("code").all_text_contents() == ["x *y* z"]
+
+
 def test_the_verdict_is_not_printed(open_page: Any) -> None:
     page = open_page(predict_html("n", "How many?", answer=3, because="so"))
     page.click("#predict-n >> text=show me")

@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z][\w-]*\Z")
+_EMPHASIS = re.compile(r"\*([^\s*](?:[^*]*[^\s*])?)\*")
 
 
 def is_name(name: str) -> bool:
@@ -19,9 +20,12 @@ def is_name(name: str) -> bool:
 
 
 def inline(text: str) -> str:
-    """Return text as HTML; what stands between backticks becomes code, all else is escaped."""
+    """Return text as HTML: `code` between backticks, *emphasis* between asterisks, all else escaped.
+
+    The same rule as `inline` in js/core.js.
+    """
     return "".join(
-        f"<code>{escape(part)}</code>" if i % 2 else escape(part)
+        f"<code>{escape(part)}</code>" if i % 2 else _EMPHASIS.sub(r"<em>\1</em>", escape(part))
         for i, part in enumerate(text.split("`"))
     )
 

@@ -37,11 +37,13 @@
   vmView.calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
   vmView.clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-  // `code` between backticks; everything else is text, never markup.
-  vmView.inline = (text) =>
-    String(text)
-      .split("`")
-      .map((part, i) => (i % 2 ? vmView.h("code", {}, part) : part));
+  // `code` between backticks, *emphasis* between asterisks; everything else is text, never markup.
+  // The same rule as `inline` in html.py.
+  const EMPHASIS = /\*([^\s*](?:[^*]*[^\s*])?)\*/;
+  const alternate = (text, by, tag, rest) =>
+    text.split(by).flatMap((part, i) => (i % 2 ? vmView.h(tag, {}, part) : rest(part)));
+  vmView.inline = (text) => alternate(String(text), "`", "code", (plain) =>
+    alternate(plain, EMPHASIS, "em", (words) => words));
 
   // ⏎ for a newline, and Unicode's control pictures for the rest, so that every byte is seen.
   const visible = (char) => {

@@ -62,7 +62,7 @@
     function notWhole({ key, label, min, max }, text) {
       const value = text.trim() === "" ? NaN : Number(text);
       if (Number.isInteger(value) && value >= min && value <= max) return null;
-      return `${label || key} must be a whole number from ${min} to ${max}; the figure still shows the last one that was.`;
+      return `“${label || key}” must be a whole number from ${min} to ${max}; the figure still shows the last one that was.`;
     }
 
     // A new setting closes the verdict; a slider that is dragged on after it was told keeps it up to date.
