@@ -578,6 +578,30 @@ def test_print_shows_the_verdicts_at_the_end_and_no_chrome(visit):
     assert not tab.locator(".bd-sidebar-primary").first.is_visible()
 
 
+READS_AS = """() => [...document.querySelectorAll('.highlight pre, .highlight span')].map(
+  one => getComputedStyle(one).color)"""
+
+
+def test_a_dark_page_is_printed_in_the_inks_of_a_light_one(browser):
+    inks = []
+    for theme in ("light", "dark"):
+        with contextlib.closing(browser.new_page(color_scheme=theme)) as tab:
+            tab.goto(f"{HTML.as_uri()}/book/memory/shadow-page-tables.html")
+            tab.wait_for_function(DRAWN)
+            tab.emulate_media(media="print")
+            tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+            tab.wait_for_function(PAINTED)
+            inks.append(tab.evaluate(READS_AS))
+            # What is folded is open, and what fades in as it opens is there at once.
+            hidden = tab.locator("details.hide .output").first
+            assert hidden.evaluate("e => e.closest('details').open")
+            assert hidden.evaluate("e => getComputedStyle(e.parentElement).animationName") == "none"
+            tab.evaluate("dispatchEvent(new Event('afterprint'))")
+            assert tab.evaluate("document.documentElement.dataset.theme") == theme
+    assert inks[0] == inks[1]
+    assert len(inks[0]) > 100
+
+
 def test_without_a_script_the_figure_still_says_what_happens(browser):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()

@@ -20,7 +20,7 @@ def is_name(name: str) -> bool:
 
 
 def inline(text: str) -> str:
-    """Return text as HTML: `code` between backticks, *emphasis* between asterisks, all else escaped.
+    """Return text as HTML: backticks make code of it, asterisks emphasis; all else is escaped.
 
     The same rule as `inline` in js/core.js.
     """

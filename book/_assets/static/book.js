@@ -3,10 +3,13 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") 
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
-// Paper cannot unfold: open what is folded while printing, and close it again afterwards.
+// Paper is white and cannot unfold: print in the light scheme, with open what is folded, and put
+// both back afterwards.
 (function () {
-  var opened = [];
+  var opened = [], root = document.documentElement, scheme = root.dataset.theme;
   addEventListener("beforeprint", function () {
+    scheme = root.dataset.theme;
+    root.dataset.theme = "light";
     document.querySelectorAll("article details:not([open])").forEach(function (box) {
       if (box.closest(".vm-predict")) return; // their answers stand at the end of the page
       box.open = true;
@@ -14,6 +17,7 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") 
     });
   });
   addEventListener("afterprint", function () {
+    root.dataset.theme = scheme;
     opened.splice(0).forEach(function (box) { box.open = false; });
   });
 })();
