@@ -16,8 +16,7 @@ LEFT_OUT = {
     "sgdt, sidt, sldt, str, smsw, lar, lsl, verr, verw, mov from a segment register": "tell of the "
     "host's tables where ring 3 runs natively",
     "cli, sti, hlt and what else is #GP in ring 3": "compared by test_events and test_both_engines",
-    "f2xm1, fyl2x, fyl2xp1, fptan, fpatan, fsin, fcos, fsincos, fprem, fprem1": "the emulator "
-    "computes them in double precision",
+    "fprem, fprem1": "the emulator computes them in double precision, by steps of its own",
     "fscale, fxtract": "the emulator's own results for NaNs, infinities and denormals are not "
     "foreseen",
     "x87 with an exception unmasked in FCW, and with a precision that is reserved": "the emulator "

@@ -56,6 +56,14 @@ fxam d9e5
 fdecstp d9f6
 fincstp d9f7
 fsqrt d9fa r0
+f2xm1 d9f0 r0
+fyl2x d9f1 r0 r1 p
+fptan d9f2 r0 push
+fpatan d9f3 r0 r1 p
+fyl2xp1 d9f9 r0 r1 p
+fsincos d9fb r0 push
+fsin d9fe r0
+fcos d9ff r0
 frndint d9fc r0
 fucompp dae9 r0 r1 pp
 fild db M /0 i32 push

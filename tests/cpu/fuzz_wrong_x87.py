@@ -5,7 +5,8 @@ from typing import Self
 
 import numpy as np
 from fuzz_compare import Records, Trial
-from fuzz_guest import CR2, MEMORY, ST, WORD, X87
+from fuzz_double import TRIGONOMETRIC, results, to_double
+from fuzz_guest import CR2, MEMORY, MXCSR, ST, WORD, X87
 from fuzz_wrong import flags, horizontal
 
 
@@ -276,18 +277,49 @@ def other_byte(trial: Trial) -> bool:
     return others == [CR2 // WORD] and ours - real == (8 if trial.made.row.name == "fbld" else 9)
 
 
+def flushes(trial: Trial) -> bool:
+    """Whether MXCSR.FZ is set, which the emulator obeys in x87."""
+    return bool(int(trial.before[MXCSR // WORD]) & 0x8000)
+
+
 def underflow(trial: Trial) -> bool:
-    """A denormal becomes zero, if precision is not extended or rounding not to nearest."""
-    before, ours, real = _stacks(trial)
+    """A denormal becomes zero, also one that rounding makes the least normal number."""
+    _, ours, real = _stacks(trial)
     words = trial.made.row.words
     place = (trial.made.rm - ("p" in words)) % 8 if "to" in words else 0
     mine, right = ours.st(place), real.st(place)
-    tiny = not right[1] & 0x7FFF and mine == (0, right[1]) and bool(real.status & 0x10)
-    return tiny and before.control & (ROUNDING | 0x300) != 0x300
+    tiny = not right[1] & 0x7FFF or (right[0], right[1] & 0x7FFF) == (1 << 63, 1)
+    return flushes(trial) and tiny and mine == (0, right[1])
 
 
 def stored_underflow(trial: Trial) -> bool:
-    """So it is when a value is stored in a format that is shorter: zero, and not the least."""
-    size = _SIZES[trial.made.row.opcode[0]]
+    """So it is when a value is stored in a format that is shorter."""
+    size, fraction = (4, 23) if trial.made.row.opcode == b"\xd9" else (8, 52)
     sign = Stack.of(trial.before).st(0)[1] >> 15 << 8 * size - 1
-    return _stored(trial, size) == (sign, sign | 1)
+    stored = _stored(trial, size)
+    tiny = stored is not None and stored[0] == sign and stored[1] & ~sign <= 1 << fraction
+    return flushes(trial) and tiny
+
+
+def in_double(trial: Trial) -> bool:
+    """All of x87 is what double precision and the C library make of it; C2 is the only flag."""
+    before, ours, _ = _stacks(trial)
+    name, words = trial.made.row.name, trial.made.row.words
+    rounding, flush = before.control >> 10 & 3, flushes(trial)
+    values = results(name, *(to_double(before.st(place), rounding, flush) for place in (0, 1)))
+    status, top, used = before.status, before.top, before.tags
+    registers = [before.st(place) for place in range(8)]
+    if values is None:
+        status = (status if name in TRIGONOMETRIC else status & ~CONDITIONS) | C2
+    else:
+        status &= ~C2 if name in TRIGONOMETRIC else -1
+        if "push" in words:
+            registers, top = [registers[7], *registers[:7]], (top - 1) % 8
+            used |= 1 << top
+        elif "p" in words:
+            used &= ~(1 << top)
+            registers, top = [*registers[1:], registers[0]], (top + 1) % 8
+        registers[: len(values)] = values
+    right = (before.control, status, top, used, registers)
+    mine = [ours.st(place) for place in range(8)]
+    return right == (ours.control, ours.status, ours.top, ours.tags, mine)

@@ -44,7 +44,7 @@ FIXED, BATCHES, PER_ENTRY = 20161, 4, 2048
 SOAK = int(os.environ.get("VMLIB_SOAK_FUZZ", 10_000_000))
 """How many trials `make soak` runs; what it logs is what it ran."""
 MODULES = "guest state state_x87 table table_sse table_x87 trials compare "
-MODULES += "judge wrong wrong_x87 tolerances tolerances_x87 run"
+MODULES += "judge double wrong wrong_x87 tolerances tolerances_x87 run"
 FIELDS = [
     0,
     *(WORD * k for k in range(1, 16)),
