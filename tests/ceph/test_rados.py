@@ -5,6 +5,7 @@ from rados_runs import disagreements
 
 from vmlib.ceph.rados import (
     NONE,
+    ClientDied,
     Cluster,
     Fault,
     NotDone,
@@ -380,6 +381,56 @@ def test_recovery_of_a_chunk_reads_k_chunks():
     assert 1 <= moved <= 2
     assert sent["Push"] == moved * 5 * 1000
     assert sent["Fetched"] == 3 * 5 * 1000  # of the four chunks one is the primary's own
+
+
+def test_with_fewer_osds_in_than_copies_others_stand_in():
+    """CRUSH finds two OSDs where three copies are wanted: a third that has one goes on serving."""
+    cluster = Cluster(1, osds=4)
+    cluster.write("a", b"1")
+    members = cluster.placed("a").acting
+    for osd in (members[1], next(o for o in range(4) if o not in members)):
+        cluster.set_in(osd, False)
+    cluster.run(30)
+    epoch = cluster.map.epoch
+    cluster.run(60)
+    assert cluster.map.epoch == epoch  # it comes to rest
+    assert cluster.clean()
+    placed = cluster.placed("a")
+    assert (placed.up, placed.acting) == (
+        (members[0], members[2]),
+        (members[0], members[2], members[1]),
+    )
+
+
+def test_a_client_that_dies_leaves_an_operation_without_an_end():
+    cluster = Cluster(1, osds=3)
+    client = cluster.clients[0]
+    cluster.write("a", b"0")  # it has a map now
+    died = []
+
+    def work():
+        for value in (b"1", b"2"):
+            try:
+                yield from client.write("a", value)
+            except ClientDied:
+                died.append(value)
+
+    cluster.engine.env.process(work())
+    inject(cluster, [Fault("client", cluster.engine.now + 0.0001, 1.0, 0)])
+    cluster.run(5)
+    assert died == [b"1", b"2"]
+    assert [op.end is None for op in cluster.history()] == [False, True]
+    assert cluster.read("a") == b"1"  # it had been sent
+
+
+def test_an_operator_has_the_last_word():
+    cluster = Cluster(1, osds=4)
+    now = cluster.engine.now
+    inject(cluster, [Fault("out", now + 1, 10, 2), Fault("crash", now + 3, 1, 2)])
+    cluster.run(10)
+    assert not cluster.map.osds[2].in_  # though it came in by itself when it booted
+    cluster.run(10)
+    assert cluster.map.osds[2].in_
 
 
 # -- monitors ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Not a performance model: latencies are parameters, and what a real cluster takes
 """
 
 from vmlib.ceph.rados import ceiling
-from vmlib.ceph.rados.client import POLICIES, Client, Operation
+from vmlib.ceph.rados.client import POLICIES, Client, ClientDied, Operation
 from vmlib.ceph.rados.cluster import Cluster, NotDone, state
 from vmlib.ceph.rados.clustermap import (
     NONE,
@@ -54,6 +54,7 @@ __all__ = [
     "Backend",
     "CacheTier",
     "Client",
+    "ClientDied",
     "Cluster",
     "ClusterMap",
     "DeviceBytes",

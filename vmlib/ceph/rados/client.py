@@ -22,14 +22,18 @@ from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados.clustermap import NONE, ClusterMap, Placement
 from vmlib.ceph.rados.engine import Engine, Node
 from vmlib.ceph.rados.pglog import ReqId
-from vmlib.errors import BadInput
+from vmlib.errors import BadInput, VmlibError
 
 POLICIES = ("default", "balance", "localize")
 
 
+class ClientDied(VmlibError):
+    """The client died in the middle of an operation, or is dead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation as its client saw it. `end` is None while there is no answer.
+    """One operation as its client saw it. `end` is None while there is no answer, or for ever.
 
     `value` is what was written, or what a read returned (None: there is no such object).
     """
@@ -70,7 +74,22 @@ class Client:
         self._op: m.ClientOp | None = None
         self._target = NONE
         self._reply: simpy.Event = engine.env.event()
+        self.alive = True
         engine.attach(self.name, self)
+
+    def crash(self) -> None:
+        """Die. What is on its way may still arrive, and happen; nobody will hear the answer.
+
+        A process that is in an operation ends with `ClientDied`, as does one that begins one.
+        """
+        self.alive = False
+        if self._op and not self._reply.triggered:
+            self._reply.succeed(None)
+        self._op = None
+
+    def start(self) -> None:
+        """Live again. Requests go on being counted, so nobody takes a new one for an old one."""
+        self.alive = True
 
     def receive(self, source: Node, message: Any) -> None:
         """Take one message."""
@@ -102,6 +121,8 @@ class Client:
     def _do(
         self, name: str, kind: str, data: bytes | None, offset: int | None
     ) -> Generator[simpy.Event, Any, m.ClientReply]:
+        if not self.alive:
+            raise ClientDied(self.name)
         self._tid += 1
         pg = self._place.pg_of(self.map.pool(self.pool), name)
         replica_ok = kind == "read" and self.policy != "default"
@@ -118,6 +139,8 @@ class Client:
                 self._op = replace(self._op, replica_ok=False)
                 self._send()
         reply = self._reply.value
+        if reply is None:
+            raise ClientDied(self.name)
         assert isinstance(reply, m.ClientReply)
         self._op = None
         value = data if kind == "write" else reply.data

@@ -11,6 +11,7 @@ replicated pool) and the epoch in which it was sent: a receiver drops what belon
 that has ended.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmlib.ceph.rados.clustermap import ClusterMap
@@ -231,6 +232,14 @@ class Failure:
 
     reporter: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An administrator's command: fields of an OSD's state, `up` or `in_`, and their new values."""
+
+    osd: int
+    fields: Mapping[str, bool]
 
 
 @dataclass(frozen=True, slots=True)

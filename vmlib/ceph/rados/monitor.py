@@ -27,6 +27,7 @@ from vmlib.ceph.rados.messages import (
     Alive,
     Begin,
     Boot,
+    Change,
     Collect,
     Commit,
     CommitAck,
@@ -291,14 +292,14 @@ class Monitor:
                     self._temps[pg] = acting
             case Failure(reporter, target):
                 self._failure(map, reporter, target)
+            case Change(osd, fields):
+                self._osds[osd] = replace(self._osds.get(osd, map.osds[osd]), **fields)
         if self._osds or self._temps:
             self._propose_soon()
 
     def change(self, osd: int, fields: Mapping[str, bool]) -> None:
         """Take an administrator's change of an OSD's state, at the leader."""
-        now = self._osds.get(osd, self.maps[-1].osds[osd])
-        self._osds[osd] = replace(now, **fields)
-        self._propose_soon()
+        self._request(Change(osd, fields))
 
     def _failure(self, map: ClusterMap, reporter: int, target: int) -> None:
         if not (map.is_up(reporter) and map.is_up(target)) or target in self._osds:
@@ -311,6 +312,8 @@ class Monitor:
             self._osds[target] = replace(map.osds[target], up=False)
 
     def _mark_out(self) -> None:
+        if self._proposing:
+            return  # the map that is coming may have the OSD up again
         map, now = self.maps[-1], self._engine.now
         for osd, state in enumerate(map.osds):
             if state.up:

@@ -19,6 +19,7 @@ from functools import partial
 
 from vmlib.ceph.rados import gather
 from vmlib.ceph.rados import messages as m
+from vmlib.ceph.rados.clustermap import NONE
 from vmlib.ceph.rados.erasure import decode, encode
 from vmlib.ceph.rados.pg_state import PgState
 from vmlib.ceph.rados.pglog import MAX_NAME, ZERO, Peer, Version, newest
@@ -216,10 +217,22 @@ def _send_backfill(
     pg.send(peer, m.Push, name, put, version, name)
 
 
+def _settled(pg: PgState) -> tuple[int, ...]:
+    """Return the acting set to end with: `up`, and who serves now where `up` has nobody.
+
+    With fewer OSDs in than the pool has copies it never is `up` alone: the PG stays remapped.
+    """
+    up, acting = pg.placed.up, pg.placed.acting
+    if pg.pool.k:
+        rest = [osd if osd not in up else NONE for osd in acting]
+        return tuple(o if o != NONE else other for o, other in zip(up, rest, strict=True))
+    return (*up, *(osd for osd in acting if osd not in up))[: pg.pool.size]
+
+
 def _finished(pg: PgState) -> None:
     """Nothing is missing anywhere: give pg_temp back, or note that the PG is clean."""
-    if pg.placed.acting != pg.placed.up:
-        pg.ask_acting(pg.placed.up)
+    if pg.placed.acting != (want := _settled(pg)):
+        pg.ask_acting(want)
     elif not pg.clean and pg.osd.now >= pg.prior_bound:
         pg.clean = True
         pg.record_history(pg.info.history_les, pg.osd.epoch)
