@@ -15,8 +15,10 @@ from osd_maps import groups, made, osdmaptool, ours, read
 from vmlib.ceph import (
     ERASURE,
     NONE,
+    BucketArgs,
     CrushMap,
     Move,
+    Osd,
     OSDMap,
     Pool,
     crush_hash,
@@ -183,6 +185,27 @@ def test_an_exchange_never_names_an_osd_twice(cluster):
     assert cluster.upmap_items("1.3", [(a, b)]).pg("1.3").up == cluster.pg("1.3").up
 
 
+def test_a_pool_s_own_weight_set_goes_before_the_one_for_all(cluster):
+    root = cluster.crush.buckets[-1]
+    one_host, all_hosts = (
+        {-1: BucketArgs(((0x10000,) + (weight,) * (len(root.items) - 1),))}
+        for weight in (0, 0x10000)
+    )
+    for own, common in ((one_host, all_hosts), (all_hosts, one_host)):
+        crush = replace(cluster.crush, choose_args={1: own, -1: common})
+        both = cluster.with_crush(crush).pg_table("data")
+        alone = cluster.with_crush(replace(crush, choose_args={1: own})).pg_table("data")
+        others = cluster.with_crush(replace(crush, choose_args={-1: common})).pg_table("data")
+        assert both == alone
+        assert both != others
+
+
+def test_a_device_that_is_no_osd_of_the_map_is_out_and_others_are_drawn():
+    crush = CrushMap.build(hosts=4, osds=1)
+    mine = OSDMap(1, crush, {i: Osd(i) for i in range(3)}, {1: Pool(1, "data")}, 4)
+    assert all(sorted(place.raw) == [0, 1, 2] for place in mine.pg_table("data"))
+
+
 def test_an_osd_declines_where_its_hash_is_as_large_as_its_affinity(cluster):
     """It serves where the upper half of the hash is below the affinity (`_apply_primary_affinity`).
 
@@ -220,10 +243,20 @@ def test_temp_changes_who_acts_and_not_who_is_up(cluster):
     assert temp.temp("1.9").pg("1.9") == place
 
 
+def test_pools_without_hashpspool_lie_side_by_side():
+    """As before 2013: seed and pool are added, so groups of two pools meet."""
+    old = Pool(3, "old", pg_num=8, flags=0)
+    assert [old.pps(seed) for seed in range(8)] == list(range(3, 11))
+    assert Pool((1 << 32) + 2, "far", pg_num=8, flags=0).pps(5) == 7
+
+
 def test_a_rule_for_other_sizes_places_nothing_until_ceph_16(cluster):
     wide = replace(cluster, pools={1: replace(cluster.pool(1), size=11)})
     assert len(wide.pg("1.0").up) > 3
     assert replace(wide, rule_masks=True).pg("1.0").up == ()
+    rule = replace(cluster.crush.rules[0], min_size=3, max_size=3)  # both ends count
+    edge = cluster.with_crush(replace(cluster.crush, rules={0: rule}))
+    assert len(replace(edge, rule_masks=True).pg("1.0").up) == 3
     other_kind = replace(cluster, pools={1: replace(cluster.pool(1), crush_rule=1)})
     assert other_kind.pg("1.0").raw == ()
     assert other_kind.pg("1.0").acting_primary == -1
