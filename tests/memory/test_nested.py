@@ -25,6 +25,7 @@ from vmlib.memory import (
     walk_nested,
     walk_nested_many,
 )
+from vmlib.memory.paging import NX
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NONE = (1 << 64) - 1
@@ -361,6 +362,48 @@ def test_the_upper_half_of_guest_physical_addresses():
     many = walk_nested_many(ram, [0x1008, 0x2008, 0x3008], second, **regs)
     assert many.hpa.tolist() == [0x3008, 0x4008, NONE]
     assert many.exit_qualification[2] == 1 << 32 | 4
+
+
+def both(ram, second, regs, access="read"):
+    """What is told of the exit at the guest's page: one by one, and the same by the array."""
+    found = walk_nested(ram, 0x20_0123, second, **regs, access=access)
+    many = walk_nested_many(ram, [0x20_0123], second, **regs, access=access)
+    assert many.exit_qualification[0] == found.exit.qualification
+    assert many.exit_gpa[0] == found.exit.gpa
+    return found.exit.qualification
+
+
+def test_a_guest_s_root_beyond_four_nested_levels():
+    """15.25.6: bit 33 of EXITINFO1, for the guest's table; an access to it counts as a write."""
+    ram, regs, second, _ = pair(kind="npt")
+    assert both(ram, second, regs | {"cr3": 1 << 48}) == 1 << 33 | 6
+
+
+def test_nx_is_a_reserved_bit_where_the_host_has_it_off():
+    """15.25.6: the error code is that of the host's paging mode; bit 4 comes with NX only."""
+    ram, regs, second, host = pair(kind="npt")
+    without = Npt(second.n_cr3, nx=False)
+    at = host.entry(ram, 0x20_0000, 1)
+    entry = ram.read_u64(at)
+    ram.write_u64(at, entry | NX)
+    assert walk_nested(ram, 0x20_0123, second, **regs).hpa is not None
+    assert both(ram, second, regs, "fetch") == 1 << 32 | 0x15
+    assert both(ram, without, regs) == 1 << 32 | 0xD
+    ram.write_u64(at, 0)
+    assert both(ram, without, regs, "fetch") == 1 << 32 | 4
+    assert both(ram, second, regs, "fetch") == 1 << 32 | 0x14
+
+
+@pytest.mark.parametrize("kind", ["ept", "npt"])
+def test_each_bit_of_the_nested_root_counts(kind):
+    ram, regs, _, _ = pair(kind=kind)
+    for bit in range(24, 52):
+        second = Ept(1 << bit | 0x1E) if kind == "ept" else Npt(1 << bit)
+        with pytest.raises(TableOutsideRam) as caught:
+            walk_nested(ram, 0x20_0123, second, **regs)
+        assert (caught.value.level, caught.value.gpa & -0x1000) == (4, 1 << bit)
+        found = walk_nested_many(ram, [0x20_0123], second, **regs)
+        assert (found.guest.vector[0], found.exit_reason[0]) == (255, 0)
 
 
 def test_accessed_and_dirty_of_nested_tables():
