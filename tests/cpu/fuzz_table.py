@@ -23,7 +23,7 @@ LEFT_OUT = {
     "tells of an exception at FWAIT only",
     "pseudo-denormals": "no CPU makes one; the emulator takes their exponent for 0, and not for 1",
     "x87's pointers: FIP, FDP, FOP": "which instructions set them differs from CPU to CPU",
-    "xsave, xrstor, fxsave, fxrstor": "store state that is not part of a trial's record",
+    "xsave, xrstor, fxsave, fxrstor": "store x87's pointers, and more than a trial's memory holds",
     "SSE with an exception unmasked in MXCSR": "the emulator raises no #XM",
     "rdfsbase, wrfsbase, rdpkru, wrpkru, clwb, clzero, monitorx, xabort, xbegin": "depend on what "
     "the host's kernel has enabled",

@@ -289,7 +289,7 @@ def underflow(trial: Trial) -> bool:
     place = (trial.made.rm - ("p" in words)) % 8 if "to" in words else 0
     mine, right = ours.st(place), real.st(place)
     tiny = not right[1] & 0x7FFF or (right[0], right[1] & 0x7FFF) == (1 << 63, 1)
-    return flushes(trial) and tiny and mine == (0, right[1])
+    return flushes(trial) and tiny and mine == (0, right[1] & 0x8000)
 
 
 def stored_underflow(trial: Trial) -> bool:
