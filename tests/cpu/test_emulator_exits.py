@@ -320,6 +320,16 @@ def test_a_handler_inside_hears_of_every_access_and_of_its_width_alone(vm, guest
     assert vcpu.handled == {"MMIO": 6}
 
 
+def test_a_handler_inside_gets_eight_bytes_without_a_sign(vm, guest):
+    """mov [DEVICE], rax; hlt, RAX being -2."""
+    seen = []
+    vm.handle_memory(DEVICE, 0x1000, lambda *_: 0, lambda *write: seen.append(write))
+    vcpu = guest("48 89 04 25 00 00 20 00 f4", bits=64)
+    vcpu.set_registers(replace(vcpu.registers(), rax=(1 << 64) - 2))
+    assert vcpu.run() == Halt()
+    assert seen == [(DEVICE, 8, (1 << 64) - 2)]
+
+
 # --- doorbells ------------------------------------------------------------------------------------
 
 
