@@ -259,9 +259,11 @@ def test_mmio_of_every_width(opcode, size):
 
 
 @kvm
-def test_mmio_across_a_page_is_two_exits():
+@pytest.mark.parametrize("budget", [Budget(), Budget(seconds=60)], ids=["short way", "long way"])
+def test_mmio_across_a_page_is_two_exits(budget):
     """mov rax, [0x10000ffc]"""
     with guest("48 a1 fc 0f 00 10 00 00 00 00 f4", bits=64) as vcpu:
+        vcpu.set_budget(budget)
         assert vcpu.run() == Mmio(0x10000FFC, 4, None)
         vcpu.complete(b"\1\2\3\4")
         assert vcpu.registers().rip == CODE, "half done is not done"
