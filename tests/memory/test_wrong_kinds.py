@@ -5,11 +5,13 @@ function can do with it, or a `BadInput` (or another error of vmlib's) says what
 """
 
 import math
+from inspect import isfunction, signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vmlib import memory
 from vmlib.errors import BadInput, VmlibError
 from vmlib.memory import (
     KVM,
@@ -38,10 +40,12 @@ from vmlib.memory import (
     flag_names,
     four_addresses,
     four_controls,
+    four_opening,
     four_problem,
     four_rulers,
     four_slots,
     host_address,
+    host_pages,
     latency_curve,
     paging_mode,
     record_example,
@@ -190,6 +194,12 @@ CALLS = {
         record_four_example, {"host": HOST, "gva": GVA, "position": "away", "access": "read"}
     ),
     "rulers_of": (rulers_of, {"mapped": [], "slots": slots(), "host": [], "end": 4096}),
+    "host_pages": (host_pages, {"host": "a host", "recorded": "2026-01-01"}),
+    "HostPages.save": (HOST.save, {"path": "/dev/null"}),
+    "four_opening": (four_opening, {"trace": record_example()}),
+    "Level.index": (TABLES.mode.levels[0].index, {"gva": GVA}),
+    "WalkMany.part": (walk_many(RAM, [GVA], **REGS).part, {"piece": slice(1)}),
+    "NestedMany.part": (walk_nested_many(RAM, [GVA], EPT, **REGS).part, {"piece": slice(1)}),
     "HostPages.load": (HostPages.load, {"path": KEPT}),
     "four_problem": (four_problem, {"seed": 1}),
     "walk_problem": (walk_problem, {"seed": 1}),
@@ -208,7 +218,14 @@ CALLS = {
     "ShadowGuest": (ShadowGuest, {"strategy": KVM, "forget": None}),
     "guest.do": (of_guest("do"), {"what": "move", "page": 0, "letter": "C"}),
     "guest.write": (of_guest("write"), {"page": 0, "letter": "C"}),
-    "guest.shadow_entry": (of_guest("shadow_entry"), {"page": 0}),
+    **{
+        f"guest.{name}": (of_guest(name), {"page": 0})
+        for name in (
+            "address", "entry", "read", "unmap", "invlpg", "guest_entry", "shadow_entry",
+            "guest_says", "shadow_says", "table_is_writable",
+        )
+    },
+    "guest.move": (of_guest("move"), {"page": 0, "letter": "C"}),
     "ShadowPager": (
         lambda **how: pager(ShadowPager, **how),
         {**room(), "at": 0, "end": 0x4_0000, **REGS,
@@ -258,8 +275,7 @@ CALLS = {
     "vmrun": (of_mmu("vmrun", SvmMmu), {"asid": 1, **REGS, "tlb_control": 0, "second": NPT}),
     "invlpga": (of_mmu("invlpga", SvmMmu), {"gva": GVA, "asid": 1}),
     "latency_curve": (
-        lambda **how: latency_curve(**{"repeats": 1, "loads": 64, **how}),
-        {"sizes": ["16K"], "seed": 1},
+        latency_curve, {"sizes": ["16K"], "repeats": 1, "loads": 64, "seed": 1},
     ),
     "example_host": (example_host, {"host": "ept"}),
     "record_example": (
@@ -282,6 +298,12 @@ FIELDS = [
     for field in good
     if field not in TRUTHS and not name.endswith(" mark")  # an answer may be anything: it is wrong
 ]
+
+
+def test_every_function_stands_here():
+    public = {name: getattr(memory, name) for name in memory.__all__}
+    asked = {name for name, one in public.items() if isfunction(one) and signature(one).parameters}
+    assert asked <= CALLS.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)

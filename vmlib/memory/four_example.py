@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from vmlib.errors import BadInput
-from vmlib.given import names_bad_input
+from vmlib.given import check_one, names_bad_input
 from vmlib.memory.four import HostAddress, host_address
 from vmlib.memory.four_trace import Rulers, Segment, record_four, rulers_of
 from vmlib.memory.ram import GuestRam
@@ -80,6 +80,7 @@ class HostPages(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(Path(path).name, f"is no recording of host pages: {error}") from None
 
+    @names_bad_input
     def save(self, path: str | Path) -> None:
         """Write it down."""
         plain = {
@@ -96,6 +97,8 @@ def host_pages(host: str, recorded: str) -> HostPages:
 
     `pages` is empty where the host hides its page frames.
     """
+    check_one(host, str, "host")
+    check_one(recorded, str, "recorded")
     pieces = [GuestRam(size) for size in SIZES]
     every = [piece.hva + at for piece in pieces for at in range(0, piece.size, PAGE_SIZE)]
     for number, piece in enumerate(pieces):

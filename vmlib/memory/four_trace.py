@@ -173,6 +173,7 @@ def _fault(fault: Fault) -> str:
     )
 
 
+@names_bad_input
 def opening(trace: Trace) -> int:
     """Return the step before the last: the one before the answer."""
     return max(0, len(trace.steps) - 2)

@@ -85,7 +85,8 @@ def latency_curve(
     loads: int = _LOADS,
     seed: int = 1,
 ) -> LatencyCurve:
-    """Measure. `sizes` are working sets in bytes, multiples of 4 KiB; each takes `repeats` runs.
+    """Measure. `sizes` are working sets in bytes, multiples of 4 KiB; each takes `repeats` runs
+    (1 to 1,000) of `loads` loads (1 to 2^30).
 
     Sizes beyond half of the memory that the host has free are left out, and a note says so.
     Raises `HostUnavailable` where this machine cannot run the loop.
@@ -93,8 +94,8 @@ def latency_curve(
     wanted = sorted({parse_size(size, "sizes") for size in sizes})
     if not wanted or any(size % PAGE_SIZE for size in wanted):
         raise BadInput("sizes", f"are multiples of {PAGE_SIZE} bytes, at least one")
-    if repeats < 1 or loads < 1:
-        raise BadInput("repeats, loads", "are at least 1")
+    whole(repeats, "repeats", 1, 1000)
+    whole(loads, "loads", 1, 1 << 30)  # to the loop it is a number of 64 bits, cut without a word
     whole(seed, "seed", 0)
     chase = chase_routine()
     free = _available()

@@ -90,6 +90,7 @@ class WalkMany:
     def __len__(self) -> int:
         return len(self.gpa)
 
+    @names_bad_input
     def part(self, piece: slice) -> "WalkMany":
         """Return a view of some outcomes."""
         return WalkMany(

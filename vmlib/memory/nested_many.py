@@ -87,6 +87,7 @@ class NestedMany:
             np.zeros(count, np.uint64),
         )
 
+    @names_bad_input
     def part(self, piece: slice) -> "NestedMany":
         """Return a view of some outcomes."""
         return NestedMany(

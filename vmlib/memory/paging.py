@@ -115,6 +115,7 @@ class Level:
         """What the manual calls an entry of this level."""
         return NAMES[self.number]
 
+    @names_bad_input
     def index(self, gva: int) -> int:
         """Return which entry of the table `gva` selects."""
         return (gva >> self.offset_shift & self.offset_mask) // self.entry_bytes
