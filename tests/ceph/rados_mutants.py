@@ -13,11 +13,11 @@ each case another rule, or the order that a connection keeps, holds what this on
 
 from dataclasses import replace
 
-from vmlib.ceph.rados import clustermap, lease, ops, osd, peering, pg, pg_state, recovery
+from vmlib.ceph.rados import clustermap, gather, lease, ops, osd, peering, pg, pg_state, recovery
 from vmlib.ceph.rados import messages as m
 from vmlib.ceph.rados import monitor as monitors
 from vmlib.ceph.rados import store as store_module
-from vmlib.ceph.rados.pglog import MAX_NAME, PgLog
+from vmlib.ceph.rados.pglog import MAX_NAME, ZERO, PgLog
 
 # -- writes and reads --------------------------------------------------------------------------
 
@@ -168,6 +168,31 @@ def undo_records_dropped(patch):
         real(pg, entry, put, written, trim, entry.version)
 
     patch.setattr(ops, "_journal", journal)
+
+
+def log_cut_before_all_have_it(patch):
+    """The log is cut up to the newest entry, wherever that is on disk."""
+
+    def trim_to(pg):
+        entries = pg.copy.meta.log.entries
+        return entries[-1].version if entries else ZERO
+
+    patch.setattr(ops, "_trim_to", trim_to)
+
+
+def chunks_of_any_version(patch):
+    """A member hands out what it has of an object, and nobody looks which version that is."""
+
+    def got(pg, source, message):
+        work = pg.gathers.get(message.tid)
+        if work is not None and source in work.asked:
+            work.asked.discard(source)
+            if message.held:
+                work.got[source[1]] = message.held
+            gather._ask_more(pg, message.tid)
+
+    patch.setattr(gather, "got", got)
+    patch.setattr(store_module.Copy, "held", lambda self, name, version: self.objects.get(name))
 
 
 # -- leases ------------------------------------------------------------------------------------
@@ -361,6 +386,8 @@ MUTANTS = (
     (reads_before_all_have_it, "wrong", 31),
     (missing_objects_served, "wrong", 6),
     (requests_forgotten_with_the_log, "wrong", 32),
+    (log_cut_before_all_have_it, "stuck", 224),
+    (chunks_of_any_version, "wrong", 272),
     (undo_records_dropped, "stuck", 20),
     (lease_without_acks, "wrong", 19),
     (old_lease_not_waited_for, "wrong", 9),
