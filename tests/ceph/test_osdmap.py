@@ -206,6 +206,17 @@ def test_a_device_that_is_no_osd_of_the_map_is_out_and_others_are_drawn():
     assert all(sorted(place.raw) == [0, 1, 2] for place in mine.pg_table("data"))
 
 
+def test_a_weight_that_is_given_is_cut_off_and_one_that_is_read_is_rounded(cluster):
+    """`ceph osd reweight` makes 16.16 of a number by cutting; a dump has what is 16.16 already."""
+    assert cluster.reweight(0, 0.3).osds[0].weight == 19_660  # 19,660.8
+    assert cluster.affinity(0, 0.3).osds[0].primary_affinity == 19_660
+    for weight in range(0, 65_537, 257):
+        printed = float(f"{weight / 65_536:.8f}")
+        osd = {"osd": 0, "up": 1, "weight": printed, "primary_affinity": printed}
+        read = OSDMap.from_json(dump(osds=[osd]), crush=cluster.crush).osds[0]
+        assert (read.weight, read.primary_affinity) == (weight, weight)
+
+
 def test_an_osd_declines_where_its_hash_is_as_large_as_its_affinity(cluster):
     """It serves where the upper half of the hash is below the affinity (`_apply_primary_affinity`).
 
