@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from crush_maps import PROFILES, WEIGHT_SETS, map_text, seed_of_the_day
 
-from vmlib.ceph import CrushMap, hash_many
+from vmlib.ceph import Bucket, CrushMap, Device, Rule, Step, hash_many
 from vmlib.ceph.crush import draws as draws_module
 from vmlib.ceph.crush.fast import suits
 from vmlib.ceph.crush.ln import negative_ln
@@ -121,3 +121,20 @@ def test_a_bucket_with_the_number_of_the_padding_is_like_any_other():
     crush = CrushMap.from_json(dump)
     for rule in (0, 1):
         both(crush, rule, 4)
+
+
+def test_a_device_among_hosts_ends_every_replica_that_draws_it():
+    """A replica whose draw met the wrong device is given up; the next one draws it again."""
+    take, emit = Step("take", -1), Step("emit")
+    crush = CrushMap(
+        {i: Device(i, f"osd.{i}") for i in range(5)},
+        {0: "osd", 1: "host", 2: "root"},
+        {
+            -1: Bucket(-1, "root", 2, "straw2", (-2, -3, 4), (65536,) * 3),
+            -2: Bucket(-2, "host0", 1, "straw2", (0, 1), (65536,) * 2),
+            -3: Bucket(-3, "host1", 1, "straw2", (2, 3), (65536,) * 2),
+        },
+        {0: Rule(0, "r", 1, (take, Step("chooseleaf_firstn", 0, 1), emit))},
+    )
+    assert suits(crush, crush.rule(0))
+    both(crush, 0, 3, xs=range(400))
