@@ -291,6 +291,19 @@ def missing_not_noted(patch):
     patch.setattr(peering, "merge", merge)
 
 
+def activation_not_awaited(patch):
+    """A primary serves before the members have the agreed history on disk."""
+    real = peering.activate
+
+    def activate(pg):
+        real(pg)
+        if pg.state == "activating":
+            pg.activating = set()
+            peering._activated(pg, pg.me)
+
+    patch.setattr(peering, "activate", activate)
+
+
 def earlier_life_serves(patch):
     """A process takes itself for up because an earlier life of its OSD is."""
     serving = property(lambda self: self.alive and self.map.osds[self.id].up)
@@ -399,6 +412,7 @@ MUTANTS = (
     (erasure_takes_the_longest_log, "stuck", 4),
     (last_epoch_started_ignored, "wrong", 0),
     (missing_not_noted, "wrong", 3),
+    (activation_not_awaited, "wrong", 516),
     (earlier_life_serves, "stuck", 14),
     (backfill_misses_writes, "wrong", 9),
     (backfill_is_done_when_it_begins, "split", 35),
