@@ -170,6 +170,14 @@ def test_operands_in_ring_3_that_are_general_protection(code, known):
 
 
 @kvm
+def test_alignment_in_ring_3():
+    """mov eax, [rsp + 1]; ud2, with RFLAGS.AC set and CR0.AM clear: is there an alignment check?"""
+    load = "8b 44 24 01 0f 0b"
+    with guest(load, bits=64, ring=3, gates=handlers(6, 17), flags=1 << 18) as vcpu:
+        assert vcpu.run() == told(17 if odd("am_ring3") else 6)
+
+
+@kvm
 def test_idt_limit_in_real_mode():
     """lidt [0x3000] with a limit of 0, then UD2"""
     with guest("0f 01 1e 00 30 0f 0b", gates=handlers(6)) as vcpu:

@@ -25,7 +25,8 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.seconds is not None and not 0 < self.seconds < threading.TIMEOUT_MAX:
-            raise BadInput("budget", f"seconds must be more than zero, not {self.seconds}")
+            most = f"{threading.TIMEOUT_MAX:.0f}"  # what a thread can wait for
+            raise BadInput("budget", f"seconds are from above 0 to {most}, not {self.seconds}")
         if self.instructions is not None and self.instructions < 1:
             raise BadInput("budget", f"instructions must be at least 1, not {self.instructions}")
 

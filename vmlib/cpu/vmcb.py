@@ -20,7 +20,7 @@ from operator import index
 from vmlib.cpu.events import NAMES
 from vmlib.cpu.state import Segment, SystemRegisters, Table
 from vmlib.errors import BadInput
-from vmlib.given import names_bad_input, shown
+from vmlib.given import check_one, names_bad_input, shown
 from vmlib.memory import GuestRam
 from vmlib.units import PAGE_SIZE
 
@@ -223,6 +223,7 @@ class Vmcb:
 
         A bit that is set intercepts; with the "MSR" intercept off the map is not looked at.
         """
+        check_one(index, int, "index")
         for first, offset in _MSR_RANGES:
             if first <= index < first + 0x2000:
                 at = self["MSRPM_BASE_PA"] + offset + (index - first) // 4

@@ -84,6 +84,12 @@ ODDITIES = (
         NATIVE,
     ),
     Oddity(
+        "am_ring3",
+        "in ring 3 of long mode alignment is checked with RFLAGS.AC alone: CR0.AM counts as set",
+        "it takes CR0.AM and RFLAGS.AC both (Intel SDM vol. 3A, *Control Registers*)",
+        NATIVE,
+    ),
+    Oddity(
         "idt_limit_real",
         "in real mode the IDT's limit is ignored",
         "a vector beyond the limit is #GP, then #DF, then shutdown (Intel SDM vol. 2A, INT n, and "
