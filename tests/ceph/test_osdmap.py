@@ -273,6 +273,15 @@ def test_a_rule_for_other_sizes_places_nothing_until_ceph_16(cluster):
     assert other_kind.pg("1.0").acting_primary == -1
 
 
+def test_a_shard_moves_to_an_osd_that_had_another(cluster):
+    """Copies are alike, shards are not: the same OSDs in another order lack all of them."""
+    up = cluster.pg("2.1").up
+    turned = cluster.upmap("2.1", (*up[1:], up[0]))
+    assert [(move.shard, move.to) for move in moves(cluster, turned, "ec")] == list(
+        enumerate((*up[1:], up[0]))
+    )
+
+
 def test_what_moves_is_what_the_new_members_lack(cluster):
     lost = cluster.without(osd=0)
     for pool, per_group in (("data", 3), ("ec", 6)):
