@@ -46,9 +46,10 @@ def test_a_recording_shows_the_output_of_its_own_guest_alone():
     assert trace.steps[-1].state["output"] == "4\n"
 
 
-def test_loading_sets_the_interrupt_controller_back():
+@engines
+def test_loading_sets_the_interrupt_controller_back(engine):
     """mov al, 0xfe; out 0x21, al; out 0xf4, al. Then in al, 0x21; out 0xf4, al: the mask."""
-    with Machine(irqchip=True) as machine:
+    with Machine(engine, irqchip=True) as machine:
         assert machine.load(bytes.fromhex("b0 fe e6 21 e6 f4")).run().status == 0xFD
         assert machine.load(bytes.fromhex("e4 21 e6 f4")).run().status == 1
 

@@ -136,7 +136,9 @@ class Machine:
         self._answer: bytes | None = None
         self._vm: Vm = open_vm(engine, ram)
         self.ram = self._vm.ram
-        self._pic = self._create_irqchip() if irqchip else None
+        self._irqchip = irqchip
+        if irqchip:
+            self._create_irqchip()
         self.vcpu: Vcpu = self._vm.vcpu()
         self.board = Board(self.ram.size, console or self._output.extend)
         if irqchip:
@@ -268,24 +270,23 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _create_irqchip(self) -> PicPair | None:
+    def _create_irqchip(self) -> None:
         """KVM has a pair of 8259As in the kernel; beside the emulator we put ours."""
         if self.engine == "kvm":
             self._vm.create_irqchip()
-            return None
+            return
         pair = PicPair()
         self._vm.create_irqchip(pair)
         for base in (pic.PRIMARY, pic.SECONDARY):
             self._vm.handle_ports(base, pic.COUNT, pair.read, pair.write)
-        return pair
 
     def _begin(self, guest: Guest, at: int) -> None:
         self.vcpu.set_budget(self._budget)  # an engine may refuse it
         self.guest, self._at, self.last = guest, at, None
         self._output.clear()
         self.board.reset()
-        if self._pic is not None:
-            self._pic.reset()
+        if self._irqchip:
+            self._vm.reset_irqchip()
 
     def _loaded(self) -> Guest:
         if self.guest is None:

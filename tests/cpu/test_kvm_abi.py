@@ -36,10 +36,12 @@ STRUCTS = {
     "MSR_RANGE": "struct kvm_msr_filter_range",
     "MSR_FILTER": "struct kvm_msr_filter",
     "IRQ_LEVEL": "struct kvm_irq_level",
+    "IRQCHIP": "struct kvm_irqchip",
 }
 OTHER = {
     "SREGS_SIZE": "sizeof(struct kvm_sregs)",
     "XSAVE_SIZE": "sizeof(struct kvm_xsave)",
+    "LAPIC_SIZE": "sizeof(struct kvm_lapic_state)",
     "ONE_MSR.size": "sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)",
     "RUN_REQUEST_INTERRUPT_WINDOW": "offsetof(struct kvm_run, request_interrupt_window)",
     "RUN_IMMEDIATE_EXIT": "offsetof(struct kvm_run, immediate_exit)",

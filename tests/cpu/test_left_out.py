@@ -1,6 +1,6 @@
-"""What the chapter on modes says of the emulator: these pass there, and fault on KVM.
+"""What the chapters say of the emulator: these pass there, and fault on KVM, or come out wrong.
 
-If one is refused by the emulator, too, this fails, and the chapter says too much.
+If one is refused by the emulator, too, or right, this fails, and a chapter says too much.
 """
 
 import struct
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from kvm_guests import TABLES, boot
 
-from vmlib.cpu import ENGINES, open_vm
+from vmlib.cpu import ENGINES, Halt, IoIn, Mmio, open_vm
 from vmlib.errors import BadInput
 
 AM, AC, UMIP = 1 << 18, 1 << 18, 1 << 11
@@ -71,3 +71,20 @@ def test_reserved_bits_are_refused_by_kvm_alone(engine, move, good, bad):
         code = f"48 b8 {struct.pack('<Q', value).hex()} {move} e6 77 f4"
         with open_vm(engine, "256K") as vm:
             assert boot(vm, code, 64, 0, GATES).run().port == (GP if faults else DONE)
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_ins_into_a_device_stores_what_the_port_said_on_kvm_alone(engine):
+    """mov ax, 0xf000; mov es, ax; cld; mov dx, 0x10; mov di, 0; insb; hlt"""
+    with open_vm(engine, "256K") as vm:
+        vcpu = boot(vm, "b8 00 f0 8e c0 fc ba 10 00 bf 00 00 6c f4")
+        ended = []
+        while not ended or not isinstance(ended[-1], Halt):
+            ended.append(vcpu.run())
+            if isinstance(ended[-1], IoIn):
+                vcpu.complete(b"\x5a")
+    port = IoIn(0x10, 1)
+    if engine == "kvm":
+        assert ended == [port, Mmio(0xF0000, 1, b"\x5a"), Halt()]
+    else:
+        assert ended == [Mmio(0xF0000, 1, b"\0"), port, port, Halt()]

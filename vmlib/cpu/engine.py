@@ -57,6 +57,9 @@ class InterruptController(Protocol):
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower an input line. Callable from any thread."""
 
+    def reset(self) -> None:
+        """Be as when new: not set up, nothing pending."""
+
     def notify(self, wake: Callable[[], None]) -> None:
         """Have `wake()` called whenever an interrupt becomes pending."""
 
@@ -170,6 +173,9 @@ class Vm(Protocol):
 
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower an input line of the interrupt controller. Callable from any thread."""
+
+    def reset_irqchip(self) -> None:
+        """Let the interrupt controller be as when it was new. No vCPU may run meanwhile."""
 
     def close(self) -> None:
         """Give everything back. A closed VM can only be closed again."""

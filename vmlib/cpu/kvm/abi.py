@@ -72,9 +72,12 @@ MSR_RANGES = 16
 MSR_FILTER = struct.Struct(f"=I4x{MSR_RANGES * MSR_RANGE.size}s")
 # struct kvm_irq_level: irq, level
 IRQ_LEVEL = struct.Struct("=II")
+# struct kvm_irqchip: chip_id, pad, the chip's state
+IRQCHIP = struct.Struct("=II512s")
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 XSAVE_SIZE = 4096
+LAPIC_SIZE = 1024
 
 # --- requests ---------------------------------------------------------------------------------
 
@@ -92,6 +95,8 @@ SET_TSS_ADDR = _io(0x47)
 SET_IDENTITY_MAP_ADDR = _iow(0x48, 8)
 CREATE_IRQCHIP = _io(0x60)
 IRQ_LINE = _iow(0x61, IRQ_LEVEL.size)
+GET_IRQCHIP = _iowr(0x62, IRQCHIP.size)
+SET_IRQCHIP = _ior(0x63, IRQCHIP.size)
 IOEVENTFD = _iow(0x79, IOEVENTFD_ARGS.size)
 ENABLE_CAP = _iow(0xA3, ENABLE_CAP_ARGS.size)
 X86_SET_MSR_FILTER = _iow(0xC6, MSR_FILTER.size)
@@ -106,6 +111,8 @@ INTERRUPT = _iow(0x86, 4)
 GET_MSRS = _iowr(0x88, 8)
 SET_MSRS = _iow(0x89, 8)
 SET_SIGNAL_MASK = _iow(0x8B, 4)
+GET_LAPIC = _ior(0x8E, LAPIC_SIZE)
+SET_LAPIC = _iow(0x8F, LAPIC_SIZE)
 SET_CPUID2 = _iow(0x90, CPUID_HEAD.size)
 GET_MP_STATE = _ior(0x98, 4)
 SET_MP_STATE = _iow(0x99, 4)
@@ -122,6 +129,7 @@ SET_XSAVE = _iow(0xA5, XSAVE_SIZE)
 CAP_IMMEDIATE_EXIT, CAP_X86_USER_SPACE_MSR = 136, 188
 GUESTDBG_ENABLE, GUESTDBG_SINGLESTEP, GUESTDBG_USE_HW_BP = 1, 2, 0x20000
 IOEVENTFD_DATAMATCH, IOEVENTFD_PIO = 1, 2
+IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC = 0, 1, 2
 MP_STATE_RUNNABLE, MP_STATE_HALTED = 0, 3
 MSR_EXIT_INVAL, MSR_EXIT_UNKNOWN, MSR_EXIT_FILTER = 1, 2, 4
 MSR_FILTER_DENY = 1  # for what lies in no range

@@ -37,6 +37,7 @@ DEVICE = "/dev/kvm"
 IDENTITY_MAP = 0xFFFBC000
 TSS = IDENTITY_MAP + 0x1000
 IRQ_LINES = 24
+IRQCHIPS = (abi.IRQCHIP_PIC_MASTER, abi.IRQCHIP_PIC_SLAVE, abi.IRQCHIP_IOAPIC)
 
 
 def open_device() -> int:
@@ -80,6 +81,8 @@ class KvmVm(BaseVm[KvmVcpu]):
             raise BadInput("ram", f"ends at {IDENTITY_MAP:#x} at most, where KVM has its pages")
         super().__init__(ram)
         self._irqchip = False
+        self._new_chips: list[tuple[int, int, bytes]] = []
+        """What puts PIC, IOAPIC and local APICs back: descriptor, request, state when new."""
         self._doorbells: list[EventfdBell] = []
         with ExitStack() as undo:
             undo.callback(self.ram.close)
@@ -130,6 +133,20 @@ class KvmVm(BaseVm[KvmVcpu]):
             raise BadInput("create_irqchip", "there is an irqchip already")
         self._ask("create an irqchip", self._fd, abi.CREATE_IRQCHIP, 0)
         self._irqchip = True
+        for chip in IRQCHIPS:
+            state = bytearray(abi.IRQCHIP.pack(chip, 0, b""))
+            self._ask("tell an irqchip's state", self._fd, abi.GET_IRQCHIP, state)
+            self._new_chips.append((self._fd, abi.SET_IRQCHIP, bytes(state)))
+
+    def reset_irqchip(self) -> None:
+        """Let PIC, IOAPIC and local APICs be as when they were new. No vCPU may run."""
+        self._check_open()
+        if not self._irqchip:
+            raise BadInput(
+                "reset_irqchip", "there is no interrupt controller; create_irqchip first"
+            )
+        for descriptor, request, state in self._new_chips:
+            self._ask("reset the irqchip", descriptor, request, state)
 
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower an input line of PIC and IOAPIC. Callable from any thread."""
@@ -178,6 +195,10 @@ class KvmVm(BaseVm[KvmVcpu]):
             undo.callback(os.close, fd)
             cpuid = bytearray(kvm_state.number_cpuid(self._cpuid, index))
             self._ask("set CPUID", fd, abi.SET_CPUID2, cpuid)
+            if self._irqchip:
+                state = bytearray(abi.LAPIC_SIZE)
+                self._ask("tell a local APIC's state", fd, abi.GET_LAPIC, state)
+                self._new_chips.append((fd, abi.SET_LAPIC, bytes(state)))
             page = mmap.mmap(fd, self._page_size)
             undo.callback(page.close)
             made = KvmVcpu(

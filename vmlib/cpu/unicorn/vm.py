@@ -133,6 +133,13 @@ class UnicornVm(BaseVm[UnicornVcpu]):
         check_one(level, bool, "level")
         self.controller.set_irq(line, level)
 
+    def reset_irqchip(self) -> None:
+        """Let the interrupt controller be as when it was new."""
+        self._check_open()
+        if self.controller is None:
+            raise BadInput("irqchip", "there is none; call create_irqchip() first")
+        self.controller.reset()
+
     def _wake(self) -> None:
         if self.vcpus:
             self.vcpus[0].look_up()

@@ -40,7 +40,18 @@ ENGINES = [
     pytest.param("unicorn", marks=pytest.mark.needs("unicorn")),
     pytest.param("kvm", marks=pytest.mark.needs("kvm")),
 ]
-NOTHING = {"run", "step", "refuse", "kick", "registers", "system", "save", "close", "vcpu"}
+NOTHING = {
+    "run",
+    "step",
+    "refuse",
+    "kick",
+    "registers",
+    "system",
+    "save",
+    "close",
+    "vcpu",
+    "reset_irqchip",
+}
 """Methods that take nothing, so nothing wrong."""
 
 
