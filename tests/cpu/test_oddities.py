@@ -26,6 +26,7 @@ from vmlib.cpu import (
     open_vm,
     probe,
 )
+from vmlib.cpu.events import TF
 from vmlib.cpu.kvm import oddities
 from vmlib.cpu.state import CR0_PG
 from vmlib.errors import HostUnavailable
@@ -142,6 +143,17 @@ def test_iret_in_protected_mode():
         assert isinstance(exit, EngineFailure)
     else:
         assert exit == told(0x10)
+
+
+@kvm
+def test_a_guests_own_step_over_an_out():
+    """out 0x10, al; nop; hlt with TF set; the handler of #DB says 1 and goes back."""
+    ports = []
+    with guest("e6 10 90 f4", bits=64, gates={1: "e6 01 48 cf"}, flags=TF) as vcpu:
+        while isinstance(exit := vcpu.run(), IoOut):
+            ports.append(exit.port)
+    assert exit == Halt()
+    assert ports == ([0x10, 1] if odd("trap_after_out") else [0x10, 1, 1])
 
 
 @kvm

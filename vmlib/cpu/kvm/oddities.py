@@ -124,6 +124,13 @@ ODDITIES = (
         UNKNOWN,
     ),
     Oddity(
+        "trap_after_out",
+        "in ring 0 of long mode the trap of a guest that steps itself with TF is lost behind OUT",
+        "a #DB follows each instruction that began with TF set (Intel SDM vol. 3B, *Single-Step "
+        "Exception Condition*)",
+        UNKNOWN,
+    ),
+    Oddity(
         "decimal_ring0",
         "DAA, AAA and AAS in ring 0 end the guest with an emulation failure",
         "they adjust AL after decimal arithmetic (Intel SDM vol. 2A, DAA, AAA, AAS)",
