@@ -231,7 +231,7 @@ def follow(
     entries: list[int] | None,
 ) -> tuple[int | None, int, Fault | None]:
     """Walk; append what is read to `entries` if there is such a list (`set_ad` needs it)."""
-    if (gva | cr3) >> 64 or pkru >> 32:
+    if (gva | cr3 | pkru << 32) >> 64:
         check_wide(gva, cr3, pkru)
     if mode is None:
         return gva & 0xFFFF_FFFF, 0, None
@@ -239,8 +239,11 @@ def follow(
         sign = gva >> mode.sign_bit
         if sign and sign != (1 << 64 - mode.sign_bit) - 1:
             return None, 0, Fault(VECTOR_GP, 0, 0)
-    read = memory.read_u64 if mode.entry_bytes == 8 else _narrow(memory.read_u64)
-    words = getattr(memory, "words64", None) if mode.entry_bytes == 8 else None
+    read, words = memory.read_u64, None
+    if mode.entry_bytes == 8:
+        words = getattr(memory, "words64", None)
+    else:
+        read = _narrow(read)
     keep = entries.append if entries is not None else None
     address = mode.address
 
@@ -258,7 +261,7 @@ def follow(
         leaf = entry & level.leaf
         if entry & (level.leaf_fixed if leaf else level.fixed) != P:
             return None, 0, _unusable(entry, rules, level)
-        granted &= entry | level.grants
+        granted &= entry | level.grants if level.grants else entry
         if bars:
             barred |= entry
         if leaf:
