@@ -83,7 +83,7 @@ def kernel(lines):
         "intercepts": count("reason PF excp") or count("reason npf"),
         "INVLPG": count("reason invlpg"),
         "CR3": count("reason write_cr3"),
-        "injected": count("kvm_inj_exception: #PF"),
+        "injected": _injected(lines),
         "created": sum("kvm_mmu_get_page" in x and x.rstrip().endswith("new") for x in lines),
         "zapped": count("kvm_mmu_prepare_zap_page"),
         "unsync": count("kvm_mmu_unsync_page"),
@@ -94,6 +94,12 @@ def kernel(lines):
         "leaves": count("kvm_mmu_set_spte"),
         "walks": count("kvm_mmu_pagetable_walk"),
     }
+
+
+def _injected(lines):
+    """Page faults given to the guest. What an interrupt of the host's put off comes once more."""
+    told = [line for line in lines if "kvm_inj_exception: #PF" in line]
+    return sum("[reinjected]" not in line for line in told)
 
 
 def _zapped_unsync(lines):
@@ -197,6 +203,14 @@ def test_what_linux_adds_is_named():
             )
         )
         assert (plain, linux) == added.get(name, (plain, plain)), name
+
+
+def test_a_fault_that_is_given_twice_counts_once():
+    at = "python-124 [000] ..... 13.74: "
+    given = at + "kvm_inj_exception: #PF (0x2)"
+    ends = at + "kvm_exit: vcpu 0 reason io"
+    assert kernel([given, given + " [reinjected]", ends])["injected"] == 1
+    assert kernel([given, given, ends])["injected"] == 2
 
 
 @pytest.mark.needs("box")
