@@ -35,6 +35,9 @@ def _why_missing(tool: str) -> str:
     if tool == "x86-64 programs":
         here = f"{sys.platform} on {platform.machine()}"
         return "" if here == "linux on x86_64" else f"this is {here}"
+    if tool == "UMIP":
+        flags = Path("/proc/cpuinfo").read_text().split()
+        return "" if "umip" in flags else "this processor has no UMIP"
     if tool == "two processors":
         return "" if len(os.sched_getaffinity(0)) > 1 else "this process has one processor"
     if tool == "keystone":
